@@ -1,0 +1,68 @@
+"""Assay's OpenVINO p50 against OpenVINO's own ``benchmark_app``: same file, precision, threads and streams.
+
+Blocks alternate in random order, each in a process of its own; ``benchmark_app`` prints its median to 0.01 ms.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from _models import export_resnet20
+
+from harness import environment
+from harness.executor import Worker
+from harness.spec import EnergySettings, MeasureSettings, build
+
+BLOCKS, SECONDS = 10, 3
+
+
+def vendor_block(path: Path) -> float:
+    done = subprocess.run(
+        [sys.executable, "-m", "openvino.tools.benchmark.main", "-m", str(path), "-d", "CPU", "-api", "sync",
+         "-t", str(SECONDS), "-hint", "none", "-nthreads", "1", "-nstreams", "1", "-infer_precision", "f32",
+         "-data_shape", "[1,1,28,28]", "-shape", "[1,1,28,28]"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    found = re.search(r"Median:\s+([\d.]+) ms", done.stdout)
+    if not found:
+        sys.exit(f"benchmark_app printed no median:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return float(found[1])
+
+
+def assay_block(job: dict[str, object]) -> float:
+    with Worker(threads=1) as worker:
+        return statistics.median(worker.run(job, timeout=120)["latency_ns"]) / 1e6
+
+
+def main() -> None:
+    hardware = {"name": "openvino", "precision": "f32"}
+    with tempfile.TemporaryDirectory() as folder:
+        path, example = export_resnet20(Path(folder), build("hardware", hardware))
+        np.savez(Path(folder) / "reference.npz", x=example, logits=np.zeros((1, 10), np.float32))
+        job: dict[str, object] = {
+            "op": "measure", "hardware": hardware, "threads": 1, "batch_size": 1, "artifact": str(path), "test": None,
+            "reference": str(Path(folder) / "reference.npz"), "reference_data": "random",
+            "measure": vars(MeasureSettings(min_seconds=float(SECONDS), max_seconds=SECONDS + 10.0)),
+            "energy": vars(EnergySettings()),
+        }  # fmt: skip
+        p50: dict[str, list[float]] = {"assay": [], "benchmark_app": []}
+        for _ in range(BLOCKS):
+            for name in random.sample(list(p50), 2):
+                p50[name].append(assay_block(job) if name == "assay" else vendor_block(path))
+    for name, values in p50.items():
+        print(f"{name:14} p50 of blocks: min {min(values):.4f} ms, median {statistics.median(values):.4f} ms")
+    ratio = min(p50["assay"]) / min(p50["benchmark_app"])
+    print(f"ratio assay / benchmark_app of block minima: {ratio:.4f} (goal: 0.95 to 1.05)")
+    print(json.dumps({"cpu": environment.machine()["cpu_model"], **environment.conditions()}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""The command ``assay``. Commands import what they need when they run, so that help is instant."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from typing import Any, NoReturn
+
+import click
+
+from harness.cli.reading import db, plot, show, table
+from harness.cli.reproducing import reproduce
+from harness.cli.running import doctor, ls, run, validate
+from harness.errors import AssayError, suggestion
+
+_DISK = {
+    errno.ENOSPC: "Free some space, or set ASSAY_HOME to another disk.",
+    errno.EDQUOT: "Free some space, or set ASSAY_HOME to another disk.",
+    errno.EROFS: "Set ASSAY_HOME (and --db) to a place that can be written.",
+    errno.EACCES: "Set ASSAY_HOME (and --db) to a place that you can write.",
+}
+
+
+class _Group(click.Group):
+    """A group that suggests the nearest command."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            ctx.fail(f"Unknown command {args[0]!r}. {suggestion(args[0], self.list_commands(ctx))}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="assay-bench", prog_name="assay")
+def cli() -> None:
+    r"""Weigh compressed neural networks: size, latency, energy and accuracy on real runtimes.
+
+    \b
+    assay run quickstart      measure, into ./runs/assay.duckdb
+    assay table               read the results
+    assay doctor              what this machine can do
+    """
+
+
+for _command in (run, validate, ls, show, table, plot, reproduce, db, doctor):
+    cli.add_command(_command)
+
+
+def main() -> NoReturn:
+    """Run the command line; Assay's own errors are one line on standard error, with their exit code."""
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except click.Abort:
+        click.echo("Interrupted.", err=True)
+        code = 130
+    except AssayError as error:
+        click.echo(f"Error: {error}", err=True)
+        code = error.exit_code
+    except BrokenPipeError:
+        # The reader (head, less) has gone: that is its right.
+        sys.stderr.close()
+        code = 0
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        click.echo(f"Error: {where}{error.strerror}. {_DISK[error.errno]}", err=True)
+        code = 2
+    sys.exit(code if isinstance(code, int) else 0)

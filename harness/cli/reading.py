@@ -1,0 +1,415 @@
+"""``assay db``, ``table``, ``plot`` and ``show``: reading what was measured, and looking after the database."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from harness.errors import InputError
+from harness.paths import default_db
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_WHERE_HELP = (
+    "Rows to take: key=value, key!=value, a|b, key>=number, wildcards, joined by commas. "
+    "Keys are the columns of the view runs, hardware.OPTION and config.STEP.PARAMETER."
+)
+
+
+def _db_option(command: _F) -> _F:
+    return click.option(
+        "--db",
+        "db_path",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="Database file. Default: $ASSAY_HOME/assay.duckdb (ASSAY_HOME defaults to ./runs).",
+    )(command)
+
+
+def _json_option(command: _F) -> _F:
+    return click.option("--json", "as_json", is_flag=True, help="Print a JSON list of objects.")(command)
+
+
+def _path(db_path: Path | None) -> Path:
+    return Path(db_path or default_db()).absolute()
+
+
+def _print_json(rows: list[Any]) -> None:
+    click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# assay db
+
+
+@click.group()
+def db() -> None:
+    """Query, check, rebuild, export and merge the results database."""
+
+
+@db.command("path")
+@_db_option
+@_json_option
+def db_path_command(db_path: Path | None, as_json: bool) -> None:
+    """Print where the database is (or will be)."""
+    path = _path(db_path)
+    if as_json:
+        _print_json([{"path": str(path), "exists": path.exists()}])
+    else:
+        click.echo(str(path))
+
+
+@db.command("query")
+@click.argument("sql")
+@_db_option
+@_json_option
+def db_query(sql: str, db_path: Path | None, as_json: bool) -> None:
+    """Run one read-only SQL statement over the tables and views, for example "SELECT method, speedup FROM latest"."""
+    from results.queries import query
+
+    rows = query(_path(db_path), sql)
+    if as_json:
+        _print_json(rows)
+        return
+    _print_rows(rows)
+
+
+@db.command("rebuild")
+@click.option(
+    "--force", is_flag=True, help="Go on although runs without a record file would stay in the .bak file only."
+)
+@_db_option
+@_json_option
+def db_rebuild(force: bool, db_path: Path | None, as_json: bool) -> None:
+    """Make the database anew from its record files; the old one is kept as .bak."""
+    from results import rebuild
+
+    done = rebuild(_path(db_path), force=force)
+    if as_json:
+        aside = None if done.kept_aside is None else str(done.kept_aside)
+        damaged = [str(path) for path in done.damaged]
+        _print_json([{"records": done.records, "claims": done.claims, "damaged": damaged, "kept_aside": aside}])
+        return
+    click.echo(f"{_path(db_path)}: {done.records} runs and {done.claims} claims from record files.")
+    if done.kept_aside:
+        click.echo(f"The old database is {done.kept_aside}.")
+    for path in done.damaged:
+        click.echo(f"Damaged, set aside: {path}", err=True)
+
+
+@db.command("export")
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@_db_option
+@_json_option
+def db_export(folder: Path, db_path: Path | None, as_json: bool) -> None:
+    """Write every table as Parquet, the record files and a README of the schema into FOLDER."""
+    from results import export
+
+    counts = export(_path(db_path), folder)
+    if as_json:
+        _print_json([{"name": name, "rows": count} for name, count in counts.items()])
+        return
+    click.echo(f"{folder}: {counts['files']} record files, {counts['runs']} runs, {counts['claims']} claims.")
+
+
+@db.command("merge")
+@click.argument("source", type=click.Path(path_type=Path, exists=True))
+@_db_option
+@_json_option
+def db_merge(source: Path, db_path: Path | None, as_json: bool) -> None:
+    """Take up the records of SOURCE: an export, a folder of record files, or another database with its folder."""
+    from results import merge
+
+    count = merge(_path(db_path), source)
+    if as_json:
+        _print_json([{"source": str(source), "new": count}])
+        return
+    click.echo(f"{_path(db_path)}: {count} new records from {source}.")
+
+
+@db.command("check")
+@_db_option
+@_json_option
+@click.pass_context
+def db_check(ctx: click.Context, db_path: Path | None, as_json: bool) -> None:
+    """Compare record files, hashes and rows with one another. Exit code 1 if something is wrong."""
+    from results import check
+
+    problems = check(_path(db_path))
+    if as_json:
+        _print_json([{"problem": text} for text in problems])
+    elif problems:
+        click.echo("\n".join(problems))
+    else:
+        click.echo(f"{_path(db_path)}: files and rows agree.")
+    ctx.exit(1 if problems else 0)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# assay table, plot
+
+
+@click.command()
+@click.option("--columns", metavar="A,B,...", help="Columns of the view runs. Default: what a reader wants first.")
+@click.option("--where", metavar="EXPR", help=_WHERE_HELP)
+@click.option("--sort", metavar="COLUMN", help="Sort within each task; -COLUMN for descending.")
+@click.option("--format", "fmt", type=click.Choice(["md", "latex", "csv"]), default="md", show_default=True)
+@click.option(
+    "--all", "everything", is_flag=True, help="Every run, of any status; default: the newest ok run of each cell."
+)
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write into this file.")
+@_db_option
+@_json_option
+def table(
+    columns: str | None,
+    where: str | None,
+    sort: str | None,
+    fmt: Any,
+    everything: bool,
+    out: Path | None,
+    db_path: Path | None,
+    as_json: bool,
+) -> None:
+    """Print results as a table: Markdown, LaTeX (booktabs) or CSV. A missing value is a dash with its reason below."""
+    from results import tables
+
+    names = tables.columns(columns)
+    rows, older = _rows(_path(db_path), where, everything)
+    rows = tables.ordered(rows, sort)
+    if as_json:
+        _write(
+            json.dumps([{name: row[name] for name in names} for row in rows], indent=2, ensure_ascii=False) + "\n", out
+        )
+        return
+    if not rows:
+        raise InputError(
+            f"No rows: {_path(db_path)} has no ok run{' with ' + where if where else ''}. `assay ls runs` lists all."
+        )
+    made = tables.build(rows, names, fmt)
+    if older:
+        made.notes.append(
+            f"{older} older results of these cells, with other sources or package versions, are left out (--all)."
+        )
+    _write(tables.render(made, fmt), out)
+
+
+@click.command()
+@click.argument("x")
+@click.argument("y")
+@click.option("--where", metavar="EXPR", help=_WHERE_HELP)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File to draw: .png, .svg or .pdf. [default: Y-over-X.png]",
+)
+@_db_option
+@_json_option
+def plot(x: str, y: str, where: str | None, out: Path | None, db_path: Path | None, as_json: bool) -> None:
+    """Plot metric Y over metric X (columns of the view runs), with the Pareto front of each task.
+
+    With --json the points are printed instead, and drawn only where --out is given.
+    """
+    from results import plots
+    from results.metrics import metric
+
+    metric(x)
+    metric(y)
+    rows, _ = _rows(_path(db_path), where, everything=False)
+    found, notes = plots.points(rows, x, y)
+    if as_json:
+        _print_json(found)
+    if out is None and as_json:
+        return
+    target = out or Path(f"{y}-over-{x}.png")
+    plots.draw(found, x, y, target, notes)
+    if not as_json:
+        for note in notes:
+            click.echo(note, err=True)
+        click.echo(str(target))
+
+
+def _rows(path: Path, where: str | None, everything: bool) -> tuple[list[Any], int]:
+    from results.queries import select
+    from results.tables import newest_per_cell
+
+    if everything:
+        return list(select(path, "runs", where)), 0
+    return newest_per_cell([row for row in select(path, "latest", where) if row["status"] == "ok"])
+
+
+def _write(text: str, out: Path | None) -> None:
+    if out is None:
+        click.echo(text, nl=False)
+        return
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--out {out}: {error.strerror or error}.") from error
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# assay show, ls runs
+
+_SECTIONS: dict[str, tuple[str, ...]] = {
+    "Run": ("run_id", "created_at", "status", "reason", "task", "method", "hardware", "precision"),
+    "Asked for": ("task_config", "chain", "hardware_config", "seed", "batch_size", "threads", "settings"),
+    "Size": (
+        *("size_bytes", "zstd_bytes", "compression_ratio", "zstd_compression_ratio", "params_original", "params_total"),
+        *("params_nonzero", "pruning_rate", "macs", "artifact_format", "artifact_files", "artifact_sha256"),
+    ),
+    "Latency": (
+        *(
+            "latency_p50_ms",
+            "latency_p90_ms",
+            "latency_p99_ms",
+            "n_latency",
+            "warmup_queries",
+            "speedup",
+            "throughput_per_s",
+        ),
+        *("load_ms", "first_ms", "peak_rss_bytes"),
+    ),
+    "Energy": ("energy_j", "energy_net_j", "energy_method", "energy_ratio", "carbon_g", "energy_readings"),
+    "Accuracy": (
+        *(
+            "accuracy",
+            "accuracy_low",
+            "accuracy_high",
+            "n_examples",
+            "n_correct",
+            "accuracy_delta",
+            "accuracy_delta_low",
+        ),
+        *("accuracy_delta_high", "n_gained", "n_lost", "mcnemar_p", "baseline_run_id"),
+    ),
+    "Fidelity": ("fidelity_max_abs", "fidelity_top1", "fidelity_mean_kl", "fidelity"),
+    "What ran": ("effective", "stages", "conditions", "machine", "packages"),
+    "Provenance": (
+        *("spec_name", "spec_hash", "cell_hash", "task_hash", "method_hash", "hardware_hash", "dataset_hash"),
+        *("git_commit", "git_dirty", "record_sha256"),
+    ),
+}
+
+
+@click.command()
+@click.argument("run")
+@_db_option
+@_json_option
+def show(run: str, db_path: Path | None, as_json: bool) -> None:
+    """Show everything about one RUN (its id, or the beginning of it): values with units, reasons and warnings."""
+    from results.queries import full
+
+    row = full(_path(db_path), run)
+    if as_json:
+        _print_json([row])
+        return
+    _show_sections(row)
+
+
+def _show_sections(row: Mapping[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from results.schema import documented
+
+    console = Console(highlight=False)
+    units = {**documented()["records"].columns, **documented()["runs"].columns}
+    reasons = row["reasons"]
+    for title, names in _SECTIONS.items():
+        console.print(Text(title, style="bold"))
+        grid = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+        grid.add_column(no_wrap=True, min_width=22)
+        grid.add_column(overflow="fold")
+        for name in names:
+            value = row.get(name)
+            if value is None and name == "reason":
+                continue
+            if value is None:
+                grid.add_row(f"  {name}", Text(f"–  {reasons.get(name, '')}".rstrip(), style="dim"))
+            else:
+                grid.add_row(f"  {name}", Text(_shown(value) + _unit(units.get(name, ""))))
+        console.print(grid)
+    shown = {name for names in _SECTIONS.values() for name in names}
+    if others := {name: text for name, text in reasons.items() if name not in shown}:
+        console.print(Text("Why other things are missing", style="bold"))
+        for name, text in others.items():
+            console.print(Text(f"  {name}: {text}"))
+    if row["traceback"]:
+        console.print(Text("Traceback", style="bold"))
+        console.print(Text(row["traceback"]))
+    for warning in row["warnings"]:
+        console.print(Text(f"Warning: {warning}", style="yellow"))
+
+
+_SHOWN_UNITS = {
+    "bytes": "bytes",
+    "milliseconds": "ms",
+    "joules": "J",
+    "nats": "nats",
+    "examples per second": "examples/s",
+}
+
+
+def _unit(description: str) -> str:
+    unit = description.rpartition("(")[2].rstrip(")")
+    return f" {_SHOWN_UNITS[unit]}" if unit in _SHOWN_UNITS else ""
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, str | int):
+        return str(value)
+    if isinstance(value, Mapping) and value:
+        return "\n".join(
+            f"{key}: {_shown(item) if not isinstance(item, Mapping) else json.dumps(item)}"
+            for key, item in value.items()
+        )
+    if isinstance(value, list) and value and isinstance(value[0], Mapping):
+        return "\n".join(json.dumps(item, ensure_ascii=False) for item in value)
+    return ", ".join(map(str, value)) if value else "(none)"
+
+
+def ls_runs(db_path: Path | None, as_json: bool) -> None:
+    """Print every run, oldest first: ``assay ls runs``.
+
+    With ``as_json`` each object is the run's row of ``runs``, with ``name`` (its ``run_id``) before it.
+    """
+    from results.queries import select
+
+    rows = select(_path(db_path), "runs")
+    if as_json:
+        _print_json([{"name": row["run_id"], **row} for row in rows])
+        return
+    short = ("run_id", "status", "task", "method", "hardware", "precision", "batch_size", "threads", "seed")
+    _print_rows([{name: row[name] for name in short} for row in rows])
+
+
+def _print_rows(rows: list[dict[str, Any]]) -> None:
+    if not rows:
+        click.echo("(no rows)")
+        return
+    names = list(rows[0])
+    cells = [[_cell(row[name]) for name in names] for row in rows]
+    widths = [max(len(name), *(len(row[i]) for row in cells)) for i, name in enumerate(names)]
+    click.echo("  ".join(name.ljust(width) for name, width in zip(names, widths, strict=True)).rstrip())
+    for row in cells:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    return (
+        f"{value:.6g}"
+        if isinstance(value, float)
+        else value
+        if isinstance(value, str)
+        else json.dumps(value, ensure_ascii=False)
+    )

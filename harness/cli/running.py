@@ -1,0 +1,271 @@
+"""``assay run``, ``validate``, ``ls`` and ``doctor``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from harness.runner import Event, Outcome, Planned
+    from harness.spec import Spec
+
+db_option = click.option(
+    "--db",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Database file. Default: $ASSAY_HOME/assay.duckdb (ASSAY_HOME defaults to ./runs).",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print a JSON list of objects.")
+only_option = click.option(
+    "--only",
+    metavar="EXPR",
+    help="Run only matching cells: key=value, key!=value, a|b, wildcards, joined by commas. "
+    "Keys: task, method, config, hardware, hardware.OPTION, seed, batch_size, threads.",
+)
+
+
+def print_json(rows: list[dict[str, Any]]) -> None:
+    """Print a list of objects as JSON."""
+    click.echo(json.dumps(rows, indent=2, default=str))
+
+
+@click.command()
+@click.argument("spec")
+@db_option
+@only_option
+@click.option("--dry-run", is_flag=True, help="List the cells and which of them are in the database; run nothing.")
+@click.option(
+    "--rerun", is_flag=True, help="Compress, build and measure again what the database has; baselines are kept."
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=7200.0,
+    show_default=True,
+    help="Seconds that preparing a cell, and measuring it, may each take.",
+)
+@json_option
+def run(spec: str, db: Path | None, only: str | None, dry_run: bool, rerun: bool, timeout: float, as_json: bool) -> int:
+    """Run the cells of SPEC (a TOML file or a packaged name) that the database does not have yet.
+
+    Ctrl-C stops cleanly; the same command goes on where it stopped. Exit code: 0 if all cells are ok, unsupported or
+    unavailable, 1 if some failed, 2 for bad input, 130 if interrupted.
+    """
+    from harness import paths
+    from harness.runner import open_store, plan, sweep
+    from harness.spec import Spec
+
+    loaded = Spec.load(spec)
+    chosen = _filter(loaded, only)
+    path = db or paths.default_db()
+    if dry_run:
+        planned = plan(loaded, chosen)
+        # Only looking must not create a database.
+        kept = open_store(path).finished([item.cell_hash for item in planned]) if path.exists() else {}
+        _show_plan(planned, {key for key in kept if not rerun}, as_json)
+        return 0
+    with _Progress(quiet=as_json) as progress:
+        outcome = sweep(loaded, db=path, only=chosen, rerun=rerun, timeout=timeout, watch=progress.watch)
+    rows = _rows(outcome, path)
+    if as_json:
+        print_json(rows)
+    else:
+        _show_outcome(outcome, rows, path)
+    return outcome.exit_code
+
+
+def _filter(spec: Spec, only: str | None) -> Any:
+    from harness.filters import Filter
+
+    if only is None:
+        return None
+    keys = {key for cell in spec.cells() for key in cell.row()}
+    return Filter.parse(only, keys)
+
+
+def _show_plan(planned: list[Planned], kept: set[str], as_json: bool) -> None:
+    rows = [
+        {**item.cell.row(), "cell_hash": item.cell_hash, "state": "kept" if item.cell_hash in kept else "to run"}
+        for item in planned
+    ]
+    if as_json:
+        print_json(rows)
+        return
+    for row in rows:
+        click.echo(
+            f"{row['state']:7} {row['task']}  {row['config']}  {row['hardware']}  "
+            f"seed {row['seed']}  batch {row['batch_size']}  threads {row['threads']}"
+        )
+    click.echo(f"{len(rows)} cells, {len(kept)} kept, {len(rows) - len(kept)} to run.")
+
+
+class _Progress:
+    """A live bar on a terminal; a line per cell elsewhere."""
+
+    def __init__(self, quiet: bool) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        self._console = Console(stderr=True, highlight=False)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("elapsed"),
+            TimeElapsedColumn(),
+            TextColumn("remaining"),
+            # Cells take minutes: a short window of samples would never show an estimate.
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=quiet or not self._console.is_terminal,
+            speed_estimate_period=3600,
+        )
+        self._quiet = quiet
+        self._job: Any = None
+
+    def __enter__(self) -> _Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def watch(self, event: Event) -> None:
+        """Show an event."""
+        if self._job is None:
+            self._job = self._bar.add_task("", total=event.total)
+        cell = event.cell
+        name = f"{cell.task['name']} · {cell.method} · {cell.hardware['name']} · batch {cell.batch_size}"
+        if event.kind == "done" and event.record is not None and not self._quiet:
+            reason = f": {event.record.reason}" if event.record.reason else ""
+            self._console.print(
+                f"[{event.index + 1}/{event.total}] {name}: {event.record.status}{reason}", markup=False
+            )
+        self._bar.update(
+            self._job,
+            completed=event.index + (1.0 if event.kind in ("done", "kept") else event.fraction),
+            description=f"{name} [dim]{event.message}[/dim]",
+        )
+
+
+def _rows(outcome: Outcome, db: Path) -> list[dict[str, Any]]:
+    """The newest ``runs`` row of each cell that was asked for."""
+    from results.queries import latest_of_cells
+
+    order = [item.cell_hash for item in outcome.planned]
+    found = latest_of_cells(db, order)
+    return [found[key] for key in order if key in found]
+
+
+def _show_outcome(outcome: Outcome, rows: list[dict[str, Any]], db: Path) -> None:
+    from results.tables import console_table
+    from rich.console import Console
+
+    # A pipe or a log has no width: rows must not be folded to rich's default of 80 columns there.
+    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(console_table(rows, _SUMMARY))
+    counts: dict[str, int] = {}
+    for row in rows:
+        counts[row["status"]] = counts.get(row["status"], 0) + 1
+    summary = ", ".join(f"{number} {status}" for status, number in sorted(counts.items()))
+    ran = len(outcome.records)
+    work = "nothing was computed again" if not ran and outcome.kept else f"{ran} measured now"
+    click.echo(f"{len(outcome.planned)} cells: {summary or 'none'}; {len(outcome.kept)} kept from before, {work}.")
+    for row in rows:
+        if row["status"] != "ok":
+            click.echo(f"  {row['task']} · {row['method']} · {row['hardware']}: {row['status']}: {row['reason']}")
+    if outcome.interrupted:
+        click.echo("Interrupted. The same command goes on from here.")
+    click.echo(f"Records: {db}   (assay table, assay plot latency_p50_ms accuracy, assay show RUN)")
+
+
+@click.command()
+@click.argument("specs", nargs=-1, required=True)
+@json_option
+def validate(specs: tuple[str, ...], as_json: bool) -> None:
+    """Check SPECS without running: names, parameters, values; print how many cells each has."""
+    from harness.spec import Spec
+
+    rows = []
+    for name in specs:
+        spec = Spec.load(name)
+        rows.append({"name": spec.name, "cells": len(spec.cells()), "spec_hash": spec.hash()})
+    if as_json:
+        print_json(rows)
+    else:
+        for row in rows:
+            click.echo(f"{row['name']}: valid, {row['cells']} cells")
+
+
+_SUMMARY = (
+    *("task", "method", "hardware", "precision", "batch_size", "accuracy", "size_bytes", "compression_ratio"),
+    *("latency_p50_ms", "speedup", "energy_j"),
+)
+_KINDS = ("tasks", "methods", "hardware", "specs", "papers", "runs")
+
+
+@click.command()
+@click.argument("what", type=click.Choice(_KINDS))
+@db_option
+@json_option
+def ls(what: str, db: Path | None, as_json: bool) -> None:
+    """List tasks, methods, hardware, specs, papers or runs."""
+    if what == "runs":
+        from harness.cli.reading import ls_runs
+
+        ls_runs(db, as_json)
+        return
+    rows = {"specs": _list_specs, "papers": _list_papers}.get(what, lambda: _list_names(what))()
+    if as_json:
+        print_json(rows)
+        return
+    width = max((len(row["name"]) for row in rows), default=0)
+    for row in rows:
+        click.echo(f"{row['name']:{width}}  {row['summary']}")
+
+
+def _list_names(what: str) -> list[dict[str, Any]]:
+    from harness import registry
+
+    kind: Any = {"tasks": "task", "methods": "method"}.get(what, what)
+    return [
+        {"name": f"{name}/MODEL" if entry.family else name, "summary": entry.summary, "target": entry.target}
+        for name, entry in sorted(registry.table(kind).items())
+    ]
+
+
+def _list_specs() -> list[dict[str, Any]]:
+    import tomllib
+
+    from harness.spec import packaged
+
+    loaded = ((name, tomllib.loads(item.read_text(encoding="utf-8"))) for name, item in packaged().items())
+    return [{"name": name, "summary": value.get("description", "")} for name, value in loaded]
+
+
+def _list_papers() -> list[dict[str, Any]]:
+    import papers
+
+    return [{"name": key, "summary": papers.load(key).title} for key in papers.names()]
+
+
+@click.command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """Print what this machine can do and what would spoil a measurement."""
+    from harness.doctor import examine, render
+
+    report = examine()
+    if as_json:
+        print_json([report])
+    else:
+        sys.stdout.write(render(report))

@@ -1,0 +1,1 @@
+"""Latency, memory, size, counts, accuracy and fidelity of a deployed artifact."""

@@ -1,0 +1,305 @@
+"""From a cell to a deployable artifact: train the baseline, apply the chain, build. Every step is cached by content.
+
+Runs in a worker that has torch; what it leaves on disk is all that the measuring process gets.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from harness import cache, environment, paths
+from harness.canonical import digest, file_sha256
+from harness.contracts import Context, Data, Hardware, Method, Task
+from harness.errors import InputError, NotFinite, Unavailable, Unsupported
+from harness.measure import counts
+from harness.measure.size import weigh
+from harness.provenance import source_hash, versions
+from harness.registry import resolve
+from harness.spec import Cell, build
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Progress = Callable[[float, str], None]
+
+
+def code_hash(kind: Any, item: Mapping[str, Any]) -> str:
+    """Source hash of what a resolved item names, with its parameters."""
+    return digest([source_hash(resolve(kind, item["name"]).__module__), item])
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model in the cache: its key (hash of all that went into it), file and sha256."""
+
+    key: str
+    path: Path
+    sha256: str
+
+
+def prepare(job: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+    """Train, compress and build one cell.
+
+    Parameters
+    ----------
+    job : mapping
+        ``cell`` (:meth:`harness.spec.Cell.to_json`) and ``not_before`` (Unix time: older chain steps and artifacts are
+        computed again; baselines are kept).
+    progress : callable
+        ``progress(fraction, message)``.
+
+    Returns
+    -------
+    dict
+        ``artifact`` (path), ``reference``, ``test`` (paths), and ``record``: fields of :class:`harness.record.Record`.
+    """
+    import torch
+
+    cell = Cell.from_json(job["cell"])
+    torch.set_num_threads(environment.cores())
+    task: Task = build("task", cell.task)
+    if reason := task.unavailable():
+        raise Unavailable(reason)
+    hardware: Hardware = build("hardware", cell.hardware)
+    if reason := hardware.unavailable():
+        raise Unavailable(reason)
+    data = task.data()
+    stages: list[dict[str, Any]] = []
+
+    current = _baseline(task, cell, data, progress, stages)
+    original = _load(current)
+    params_original = counts.parameters(original)[0]
+    model: nn.Module = original
+    for index, step in enumerate(cell.chain):
+        progress(0.6 + 0.2 * index / len(cell.chain), step["name"])
+        current = _step(current, step, task, cell, data, hardware, job["not_before"], stages, progress)
+        model = _load(current)
+        stages[-1]["params_nonzero"] = counts.parameters(model)[1]
+
+    progress(0.8, "reference outputs")
+    example = torch.zeros(2, *task.input_shape)
+    reference = _reference(model, current, task, data, cell)
+    progress(0.85, f"build for {cell.hardware['name']}")
+    artifact, folder = _artifact(model, current, example, cell, hardware, job["not_before"])
+    progress(0.95, "test set")
+    total, nonzero = counts.parameters(model)
+    reasons = {}
+    if missing := task.no_accuracy_reason():
+        columns = ("accuracy", "accuracy_low", "accuracy_high", "accuracy_delta", "mcnemar_p", "n_examples")
+        reasons = dict.fromkeys(columns, missing)
+    return {
+        "artifact": str(folder / artifact["name"]),
+        "reference": str(reference / "reference.npz"),
+        "reference_data": "validation" if data else "random",
+        "test": None if missing else _test_set(task),
+        "record": {
+            "artifact": {key: artifact[key] for key in ("sha256", "size_bytes", "zstd_bytes", "files", "format")},
+            "params_original": params_original,
+            "params_total": total,
+            "params_nonzero": nonzero,
+            "macs": counts.macs(model, example),
+            "stages": stages,
+            "reasons": reasons,
+            "dataset_hash": task.dataset_hash(),
+        },
+        "scheme": asdict(hardware.scheme) if _uses_scheme(cell) else None,
+    }
+
+
+def _uses_scheme(cell: Cell) -> bool:
+    return any(resolve("method", step["name"]).uses_scheme for step in cell.chain)
+
+
+def _load(prepared: Prepared) -> nn.Module:
+    from harness import modelfile
+
+    if file_sha256(prepared.path) != prepared.sha256:
+        raise InputError(
+            f"The cached model {prepared.path} was changed after it was written. Delete its folder and run again."
+        )
+    return modelfile.load(prepared.path).eval()
+
+
+def _save(model: nn.Module, folder: Path) -> dict[str, Any]:
+    from harness import modelfile
+
+    path = folder / "model.pt"
+    modelfile.save(model, path)
+    return {"sha256": file_sha256(path)}
+
+
+def _prepared(folder: Path, meta: Mapping[str, Any]) -> Prepared:
+    return Prepared(folder.name, folder / "model.pt", meta["sha256"])
+
+
+def _baseline(task: Task, cell: Cell, data: Data | None, progress: Progress, stages: list[dict[str, Any]]) -> Prepared:
+    """The task's trained model: trained once per task, seed, data, recipe, code and torch version."""
+    recipe = task.recipe()
+    key = digest(
+        {
+            "task": code_hash("task", cell.task),
+            "training": source_hash("harness.training"),
+            "recipe": asdict(recipe) if recipe else None,
+            "seed": cell.seed,
+            "data": task.dataset_hash(),
+            "packages": versions(["torch", "torchvision"]),
+        }
+    )
+    folder = paths.cache("models", key)
+
+    def fill(place: Path) -> dict[str, Any]:
+        model = task.model(cell.seed)
+        metrics: Mapping[str, float] = {}
+        if recipe and data:
+            metrics = _trainer(data, cell.seed, lambda f, m: progress(0.6 * f, f"train {cell.task['name']}: {m}"))(
+                model, recipe
+            )
+        return {**_save(model.eval(), place), "metrics": dict(metrics), "cores": environment.cores()}
+
+    meta, cached = cache.obtain(folder, fill)
+    stages.append(
+        {"name": "train" if recipe else "model", "cached": cached, "seconds": meta["seconds"], **meta["metrics"]}
+    )
+    return _prepared(folder, meta)
+
+
+def _trainer(data: Data, seed: int, progress: Progress) -> Any:
+    from harness.training import SGDTrainer
+
+    return SGDTrainer(data=data, seed=seed, threads=environment.cores(), progress=progress)
+
+
+def _step(
+    before: Prepared,
+    step: Mapping[str, Any],
+    task: Task,
+    cell: Cell,
+    data: Data | None,
+    hardware: Hardware,
+    not_before: float,
+    stages: list[dict[str, Any]],
+    progress: Progress,
+) -> Prepared:
+    """One chain step, cached by the model before it, its own code and parameters, the seed and, if used, the scheme."""
+    method: Method = build("method", step)
+    scheme = asdict(hardware.scheme) if method.uses_scheme else None
+    key = digest(
+        [before.key, before.sha256, code_hash("method", step), source_hash("harness.training"), cell.seed, scheme]
+    )
+    folder = paths.cache("models", key)
+
+    def fill(place: Path) -> dict[str, Any]:
+        model = _load(before)
+        with tempfile.TemporaryDirectory() as scratch:
+            context = Context(
+                data=data,
+                recipe=task.recipe(),
+                trainer=_trainer(data, cell.seed, lambda f, m: progress(0.7, f"{step['name']}: {m}")) if data else None,
+                scheme=hardware.scheme,
+                input_shape=task.input_shape,
+                seed=cell.seed,
+                scratch=Path(scratch),
+                progress=lambda f, m: progress(0.7, f"{step['name']}: {m}"),
+            )
+            if reason := method.unsupported(model, context):
+                raise Unsupported(f"{step['name']}: {reason}")
+            return _save(method.compress(model, context).eval(), place)
+
+    meta, cached = cache.obtain(folder, fill, not_before)
+    stages.append({"name": step["name"], "cached": cached, "seconds": meta["seconds"]})
+    return _prepared(folder, meta)
+
+
+def _reference(model: nn.Module, prepared: Prepared, task: Task, data: Data | None, cell: Cell) -> Path:
+    """Validation examples (random ones where a task has no data) and the torch model's logits for them."""
+    import torch
+
+    count = cell.measure["fidelity_examples"]
+    folder = paths.cache("reference", digest([prepared.key, prepared.sha256, count]))
+
+    def fill(place: Path) -> dict[str, Any]:
+        x = _examples(task, data, count)
+        with torch.no_grad():
+            logits = torch.cat([model(x[start : start + 32]) for start in range(0, len(x), 32)])
+        if not torch.isfinite(logits).all():
+            raise NotFinite(
+                "The model returns NaN or infinity on validation examples, so nothing about it is measured."
+            )
+        if logits.ndim != 2:
+            raise Unsupported(f"The model's output has shape {tuple(logits.shape)}; (n, classes) is expected.")
+        np.savez(place / "reference.npz", x=x.numpy(), logits=logits.numpy())
+        return {}
+
+    cache.obtain(folder, fill)
+    return folder
+
+
+def _examples(task: Task, data: Data | None, count: int) -> Tensor:
+    import torch
+
+    if data is None:
+        return torch.randn(min(count, 32), *task.input_shape, generator=torch.Generator().manual_seed(0))
+    parts: list[Tensor] = []
+    for x, _ in data.validation(min(count, 256)):
+        parts.append(x)
+        if sum(map(len, parts)) >= count:
+            break
+    return torch.cat(parts)[:count].contiguous()
+
+
+def _artifact(
+    model: nn.Module, prepared: Prepared, example: Tensor, cell: Cell, hardware: Hardware, not_before: float
+) -> tuple[dict[str, Any], Path]:
+    key = digest(
+        [
+            prepared.key,
+            prepared.sha256,
+            code_hash("hardware", cell.hardware),
+            source_hash("harness.measure.size"),
+            versions([*hardware.packages, "torch"]),
+        ]
+    )
+    folder = paths.cache("artifacts", key)
+
+    def fill(place: Path) -> dict[str, Any]:
+        path = hardware.build(model, example, place)
+        return {**weigh(path), "name": path.name}
+
+    meta, _ = cache.obtain(folder, fill, not_before)
+    if file_sha256(folder / meta["name"]) != meta["sha256"]:
+        raise InputError(f"The cached artifact {folder / meta['name']} was changed. Delete {folder} and run again.")
+    return meta, folder
+
+
+def _test_set(task: Task) -> str | None:
+    """The test set as arrays on disk, for the measuring process, which has no torch."""
+    test = task.test()
+    if test is None:
+        return None
+    folder = paths.cache(
+        "data", digest(["test", task.dataset_hash(), task.input_shape, source_hash(type(task).__module__)])
+    )
+
+    def fill(place: Path) -> dict[str, Any]:
+        x = np.lib.format.open_memmap(
+            place / "x.npy", mode="w+", dtype=np.float32, shape=(test.size, *task.input_shape)
+        )
+        y = np.empty(test.size, dtype=np.int64)
+        start = 0
+        for part, labels in test.batches(256):
+            x[start : start + len(part)], y[start : start + len(part)] = part, labels
+            start += len(part)
+        if start != test.size:
+            raise InputError(f"The task's test set has {start} examples; it said {test.size}.")
+        x.flush()
+        np.save(place / "y.npy", y)
+        return {"n": start}
+
+    cache.obtain(folder, fill)
+    return str(folder)

@@ -1,0 +1,425 @@
+"""Runs a spec's cells one after another and hands each record to the store.
+
+The parent process stays light: training and building happen in one long-lived worker, every measurement in a fresh
+one. Cells
+that the database already has are kept. Two sweeps on one machine take turns cell by cell, since timings taken at the
+same time would disturb each other.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from harness import environment, paths, registry
+from harness.canonical import digest
+from harness.contracts import Store
+from harness.errors import InputError
+from harness.executor import JobError, Worker
+from harness.filters import Filter
+from harness.prepare import code_hash
+from harness.provenance import git_state, source_hash, versions
+from harness.record import Record, new_run_id
+from harness.spec import Cell, Spec, build, label
+
+DEFAULT_TIMEOUT_S = 7200.0
+_CORE_PACKAGES = ("assay-bench", "torch", "torchvision", "numpy", "onnx", "onnxscript")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A cell with its identity.
+
+    Parameters
+    ----------
+    cell : Cell
+    cell_hash : str
+        Hash of everything that goes into the result: the cell, code, data, package versions, machine.
+    provenance : mapping
+        Fields of :class:`harness.record.Record` that are known before the run.
+    """
+
+    cell: Cell
+    cell_hash: str
+    provenance: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a watcher of a sweep is told.
+
+    Parameters
+    ----------
+    kind : {"start", "progress", "done", "kept", "waiting"}
+    index, total : int
+        The cell's place in the sweep.
+    cell : Cell
+    fraction : float
+        Of this cell.
+    message : str
+    record : Record or None
+        With "done".
+    """
+
+    kind: Literal["start", "progress", "done", "kept", "waiting"]
+    index: int
+    total: int
+    cell: Cell
+    fraction: float = 0.0
+    message: str = ""
+    record: Record | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a sweep came to.
+
+    Parameters
+    ----------
+    planned : sequence of Planned
+        All cells that were asked for.
+    records : sequence of Record
+        Those that ran now.
+    kept : mapping
+        Cell hash to the ``runs`` row of cells that needed no run.
+    interrupted : bool
+        Stopped by Ctrl-C or SIGTERM; the same command goes on from here.
+    """
+
+    planned: Sequence[Planned]
+    records: Sequence[Record]
+    kept: Mapping[str, Mapping[str, Any]]
+    interrupted: bool = False
+
+    @property
+    def exit_code(self) -> int:
+        """0 if no cell failed, 1 if some did, 130 if interrupted."""
+        if self.interrupted:
+            return 130
+        return int(any(record.status in ("failed", "timeout") for record in self.records))
+
+
+def open_store(db: Path | None = None) -> Store:
+    """The store of a database file (default :func:`harness.paths.default_db`)."""
+    store: Store = registry.resolve("store", "duckdb")(db or paths.default_db())
+    return store
+
+
+def plan(spec: Spec, only: Filter | None = None) -> list[Planned]:
+    """The spec's cells with their identities.
+
+    Raises
+    ------
+    InputError
+        For anything in the spec that cannot be run, or data that is damaged.
+    """
+    spec_hash = spec.hash()
+    commit, dirty = git_state()
+    machine = environment.machine()
+    planned = []
+    for cell in spec.cells():
+        if only and not only.accepts(cell.row()):
+            continue
+        task, hardware = build("task", cell.task), build("hardware", cell.hardware)
+        packages = versions([*_CORE_PACKAGES, *hardware.packages])
+        hashes = {
+            "task_hash": code_hash("task", cell.task),
+            "method_hash": digest([code_hash("method", step) for step in cell.chain]),
+            "hardware_hash": code_hash("hardware", cell.hardware),
+        }
+        own = ":" in cell.task["name"]
+        identity = {
+            "cell": cell.to_json(),
+            **hashes,
+            "core": source_hash("harness.measure.run", "harness.prepare", "harness.training"),
+            # A user's own task runs the user's code: that happens in the worker only.
+            "data": None if own or task.unavailable() else task.dataset_hash(),
+            "packages": packages,
+            "machine": machine["machine_id"],
+        }
+        provenance = {
+            **hashes,
+            "spec_name": spec.name,
+            "spec_hash": spec_hash,
+            "git_commit": commit,
+            "git_dirty": dirty,
+            "packages": packages,
+            "machine": machine,
+            "dataset_hash": identity["data"],
+        }
+        planned.append(Planned(cell, digest(identity), provenance))
+    if not planned:
+        raise InputError(
+            f"No cell of {spec.name!r} is left to run: --only accepts none. See `assay run {spec.name} --dry-run`."
+        )
+    return planned
+
+
+def _ignore(event: Event) -> None:
+    """Nobody watches."""
+
+
+def sweep(
+    spec: Spec,
+    *,
+    db: Path | None = None,
+    only: Filter | None = None,
+    rerun: bool = False,
+    timeout: float = DEFAULT_TIMEOUT_S,
+    watch: Callable[[Event], None] = _ignore,
+) -> Outcome:
+    """Run all cells of a spec that the database does not have yet.
+
+    Parameters
+    ----------
+    spec : Spec
+    db : Path or None
+        The database; default :func:`harness.paths.default_db`.
+    only : Filter or None
+        Run only the cells that it accepts.
+    rerun : bool
+        Compress, build and measure again what is there already (a second record per cell). Trained baselines are kept.
+    timeout : float
+        Seconds that preparing a cell, and measuring it, may each take.
+    watch : callable
+        Receives every :class:`Event`.
+
+    Raises
+    ------
+    InputError, StoreError
+        Before anything has run, or when the store can no longer take records.
+    """
+    planned = plan(spec, only)
+    store = open_store(db)
+    store.sync()
+    began = time.time()
+    hashes = [item.cell_hash for item in planned]
+    kept = {} if rerun else dict(store.finished(hashes))
+    records: list[Record] = []
+    trusted = _users_packages(planned)
+    forge = _Forge(trusted)
+    try:
+        with _signals_as_interrupt():
+            for index, item in enumerate(planned):
+                report = _reporter(watch, index, len(planned), item.cell)
+                if item.cell_hash in kept:
+                    report("kept", 1.0, "already in the database", None)
+                    continue
+                with _turn(lambda report=report: report("waiting", 0.0, "another sweep is measuring", None)):  # type: ignore[misc]
+                    # The other sweep may have run this very cell while we waited.
+                    if not rerun and (found := store.finished([item.cell_hash])):
+                        kept |= found
+                        report("kept", 1.0, "already in the database", None)
+                        continue
+                    report("start", 0.0, label(item.cell.chain), None)
+                    record = _run_cell(item, forge, began if rerun else 0.0, timeout, report)
+                    store.add(record.to_json())
+                records.append(record)
+                report("done", 1.0, record.reason or "", record)
+                if record.status == "interrupted":
+                    return Outcome(planned, records, kept, interrupted=True)
+    except KeyboardInterrupt:
+        return Outcome(planned, records, kept, interrupted=True)
+    finally:
+        forge.close()
+    return Outcome(planned, records, kept)
+
+
+Report = Callable[[Any, float, str, Record | None], None]
+
+
+def _reporter(watch: Callable[[Event], None], index: int, total: int, cell: Cell) -> Report:
+    def report(kind: Any, fraction: float, message: str, record: Record | None) -> None:
+        watch(Event(kind, index, total, cell, fraction, message, record))
+
+    return report
+
+
+def _users_packages(planned: Sequence[Planned]) -> list[str]:
+    """Top-level packages of what the spec names as ``module:name``: the user asked for their code to run."""
+    names = [item.cell.task["name"] for item in planned]
+    names += [step["name"] for item in planned for step in item.cell.chain]
+    return sorted({name.partition(":")[0].partition(".")[0] for name in names if ":" in name})
+
+
+class _Forge:
+    """The long-lived worker that trains, compresses and builds; started anew after a crash."""
+
+    def __init__(self, trusted: Sequence[str]) -> None:
+        self.trusted = trusted
+        self._worker: Worker | None = None
+
+    def run(self, job: Mapping[str, Any], timeout: float, progress: Callable[[float, str], None]) -> dict[str, Any]:
+        if self._worker is None or not self._worker.alive:
+            self.close()
+            self._worker = Worker(environment.cores(), self.trusted)
+        return self._worker.run(job, timeout=timeout, progress=progress)
+
+    def close(self) -> None:
+        if self._worker is not None:
+            self._worker.__exit__()
+            self._worker = None
+
+
+def _run_cell(item: Planned, forge: _Forge, not_before: float, timeout: float, report: Report) -> Record:
+    cell = item.cell
+    record = Record(
+        run_id=new_run_id(),
+        created_at=datetime.now(UTC).isoformat(),
+        status="ok",
+        task=cell.task["name"],
+        method=cell.method,
+        hardware=cell.hardware["name"],
+        task_config=_without_name(cell.task),
+        chain=cell.chain,
+        hardware_config=_without_name(cell.hardware),
+        seed=cell.seed,
+        batch_size=cell.batch_size,
+        threads=cell.threads,
+        settings={"measure": cell.measure, "energy": cell.energy},
+        cell_hash=item.cell_hash,
+        **item.provenance,
+    )
+    try:
+        return _weigh(record, cell, forge, not_before, timeout, report)
+    except JobError as error:
+        return _ended(record, error.status, error.reason, error.traceback)
+    except KeyboardInterrupt:
+        return _ended(record, "interrupted", "stopped by the user (Ctrl-C or SIGTERM)", None)
+
+
+def _weigh(record: Record, cell: Cell, forge: _Forge, not_before: float, timeout: float, report: Report) -> Record:
+    prepared = forge.run(
+        {"op": "prepare", "cell": cell.to_json(), "not_before": not_before},
+        timeout,
+        lambda fraction, message: report("progress", 0.5 * fraction, message, None),
+    )
+    done = prepared["record"]
+    record = replace(record, **done)
+    with Worker(cell.threads, forge.trusted) as worker:
+        try:
+            measured = worker.run(
+                {
+                    "op": "measure",
+                    "hardware": cell.hardware,
+                    "threads": cell.threads,
+                    "batch_size": cell.batch_size,
+                    "measure": cell.measure,
+                    "energy": cell.energy,
+                    **{key: prepared[key] for key in ("artifact", "reference", "reference_data", "test")},
+                },
+                timeout=timeout,
+                progress=lambda fraction, message: report("progress", 0.5 + 0.5 * fraction, message, None),
+            )
+        except JobError as error:
+            # What was built is known and true, although it did not run.
+            return _ended(record, error.status, error.reason, error.traceback)
+        except KeyboardInterrupt:
+            return _ended(record, "interrupted", "stopped by the user (Ctrl-C or SIGTERM)", None)
+    reasons = {**done["reasons"], **measured.pop("reasons")}
+    effective = measured.pop("effective") | ({"scheme": prepared["scheme"]} if prepared["scheme"] else {})
+    if why := effective.get("precision_reason"):
+        measured["warnings"].append(f"precision {measured['precision']}: {why}")
+    return replace(record, **measured, effective=effective, reasons=reasons)
+
+
+def _ended(record: Record, status: Any, reason: str, traceback: str | None) -> Record:
+    missing = [name for name in ("latency_ns", "predictions", "load_ms", "fidelity") if not getattr(record, name)]
+    return replace(
+        record,
+        status=status,
+        reason=reason,
+        traceback=traceback,
+        reasons={**record.reasons, **dict.fromkeys(missing, f"{status}: {reason}")},
+    )
+
+
+def _without_name(item: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in item.items() if key != "name"}
+
+
+@contextmanager
+def _turn(waiting: Callable[[], None]) -> Iterator[None]:
+    """Hold this machine's measuring lock: one cell at a time, whatever the database or ``ASSAY_HOME``."""
+    from filelock import FileLock, Timeout
+
+    user = os.getuid() if hasattr(os, "getuid") else "user"
+    lock = FileLock(Path(tempfile.gettempdir()) / f"assay-measuring-{user}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        waiting()
+        lock.acquire(poll_interval=0.1)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _signals_as_interrupt() -> Iterator[None]:
+    """SIGTERM ends a sweep as Ctrl-C does: with an ``interrupted`` record and no orphans."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def run(spec: Spec, *, db: Path | None = None, rerun: bool = False, timeout: float = DEFAULT_TIMEOUT_S) -> Record:
+    """Run a spec of exactly one cell and return its record.
+
+    Parameters
+    ----------
+    spec : Spec
+    db : Path or None
+        The database; default :func:`harness.paths.default_db`.
+    rerun : bool
+        Measure again even if the database has this cell.
+    timeout : float
+        Seconds that preparing and measuring may each take.
+
+    Returns
+    -------
+    Record
+        Of this run; of the earlier one where the cell was there already.
+
+    Raises
+    ------
+    InputError
+        If the spec has more than one cell (see :func:`sweep`), or cannot be run.
+
+    Examples
+    --------
+    >>> import harness
+    >>> record = harness.run(harness.Spec(task="digits-cnn"))  # doctest: +SKIP
+    >>> record.status  # doctest: +SKIP
+    'ok'
+    """
+    count = len(spec.cells())
+    if count != 1:
+        raise InputError(f"This spec has {count} cells and run() takes one. Use harness.sweep(spec) for a grid.")
+    outcome = sweep(spec, db=db, rerun=rerun, timeout=timeout)
+    if outcome.records:
+        return outcome.records[0]
+    if outcome.interrupted:
+        raise KeyboardInterrupt
+    store: Any = open_store(db)
+    (row,) = outcome.kept.values()
+    return Record.from_json(store.record(row["run_id"]))

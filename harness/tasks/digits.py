@@ -1,0 +1,102 @@
+"""The embedded default: scikit-learn's handwritten digits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from harness.contracts import Data, TestSet
+from harness.tasks import models
+from harness.training import Recipe
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from harness.tasks.image_data import Labelled
+
+RECIPE = Recipe(epochs=15, batch_size=32, lr=0.05, weight_decay=5e-4)
+"""How the baseline is trained."""
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class Digits:
+    """1,797 images of digits, 8x8, pixel values 0..16 scaled to [-1, 1] (Alpaydin & Kaynak 1998; part of scikit-learn).
+
+    1,258 images train, 180 validate and 359 test, every class in proportion. Training shifts images by up to one pixel.
+
+    Parameters
+    ----------
+    epochs : int, optional
+        Instead of the recipe's.
+    """
+
+    epochs: int | None = Field(default=None, ge=0)
+
+    @property
+    def name(self) -> str:
+        """The registered name."""
+        return "digits-cnn"
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """One grey channel, 8 by 8."""
+        return (1, 8, 8)
+
+    def unavailable(self) -> str | None:
+        """None: the data come with scikit-learn."""
+        return None
+
+    def model(self, seed: int) -> nn.Module:
+        """The network, initialised from ``seed``."""
+        return models.create("digits-cnn", seed)
+
+    def recipe(self) -> Recipe:
+        """The baseline's recipe."""
+        from dataclasses import replace
+
+        return RECIPE if self.epochs is None else replace(RECIPE, epochs=self.epochs)
+
+    def data(self) -> Data:
+        """Training and validation images."""
+        from harness.tasks.image_data import ImageData
+
+        training, validating, _ = _parts()
+        return ImageData(training=training, validating=validating, maximum=16, pad=1)
+
+    def test(self) -> TestSet:
+        """The test images."""
+        from harness.tasks.image_data import held_out
+
+        return held_out(_parts()[2], 16)
+
+    def dataset_hash(self) -> str:
+        """Sha256 of images and labels, in the order scikit-learn gives them."""
+        import hashlib
+
+        examples = _examples()
+        return hashlib.sha256(examples.images.tobytes() + examples.labels.tobytes()).hexdigest()
+
+    def no_accuracy_reason(self) -> str | None:
+        """None: the test set is labelled."""
+        return None
+
+
+def _examples() -> Labelled:
+    import numpy as np
+    from sklearn.datasets import load_digits
+
+    from harness.tasks.image_data import Labelled
+
+    digits = load_digits()
+    return Labelled(images=digits.images[:, None].astype(np.uint8), labels=digits.target.astype(np.int64))
+
+
+def _parts() -> tuple[Labelled, Labelled, Labelled]:
+    from harness.tasks.image_data import stratified_split
+
+    examples = _examples()
+    rest, testing = stratified_split(examples.labels, 359, seed=0)
+    training, validating = stratified_split(examples.labels[rest], 180, seed=1)
+    return examples.take(rest[training]), examples.take(rest[validating]), examples.take(testing)

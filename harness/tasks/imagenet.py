@@ -1,0 +1,192 @@
+"""A local folder of ImageNet-1k: class folders of image files, read as they are needed."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness import paths
+from harness.canonical import digest
+from harness.contracts import TestSet
+from harness.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CLASSES = 1000
+SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp")
+
+Example = tuple[Path, int]
+"""An image file and its class."""
+
+
+def locate(given: str | None, part: str) -> Path | None:
+    """The folder of class folders for ``part`` ("train" or "val"), or None where there is none.
+
+    Raises
+    ------
+    DataError
+        If ``given`` is not a folder.
+    """
+    if given is not None:
+        root = Path(given).expanduser().absolute()
+        if not root.is_dir():
+            raise DataError(f"The parameter imagenet names {root}, which is not a folder.")
+        if (root / part).is_dir():
+            return root / part
+        # The class folders themselves: they are test images.
+        return root if part == "val" and not (root / "train").is_dir() else None
+    for folder in paths.data_folders():
+        if (folder / "imagenet" / part).is_dir():
+            return folder / "imagenet" / part
+    return None
+
+
+def listing(folder: Path) -> list[Example]:
+    """All images in class folders, by class and name.
+
+    Raises
+    ------
+    DataError
+        If there are not exactly 1,000 class folders (a subset's folders do not say their class numbers), or no images.
+    """
+    classes = sorted(path for path in folder.iterdir() if path.is_dir())
+    if len(classes) != CLASSES:
+        raise DataError(
+            f"ImageNet: {folder} has {len(classes)} class folders, not {CLASSES}. It must hold one folder per class "
+            "of ImageNet-1k, named by WordNet id (n01440764, ...), whose sorted order gives the class numbers."
+        )
+    examples = [
+        (path, label)
+        for label, inside in enumerate(classes)
+        for path in sorted(inside.iterdir())
+        if path.suffix.lower() in SUFFIXES
+    ]
+    if not examples:
+        raise DataError(f"ImageNet: the class folders in {folder} hold no images ({', '.join(SUFFIXES)}).")
+    return examples
+
+
+def spaced(examples: Sequence[Example], count: int | None) -> list[Example]:
+    """``count`` of the examples, evenly spaced; all where ``count`` is None or larger."""
+    if count is None or count >= len(examples):
+        return list(examples)
+    return [examples[i * len(examples) // count] for i in range(count)]
+
+
+def load(path: Path, transform: Any) -> Tensor:
+    """One image, preprocessed, float32 (3, side, side).
+
+    Raises
+    ------
+    DataError
+        If the file is not a readable image.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            pixels = image.convert("RGB")
+    except OSError as error:
+        raise DataError(f"ImageNet: {path} cannot be read as an image: {error}") from error
+    tensor: Tensor = transform(pixels)
+    return tensor
+
+
+def _batches(examples: Sequence[Example], transform: Any, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    import torch
+
+    for start in range(0, len(examples), batch_size):
+        part = examples[start : start + batch_size]
+        yield torch.stack([load(path, transform) for path, _ in part]), torch.tensor([label for _, label in part])
+
+
+def test_set(examples: Sequence[Example], transform: Any) -> TestSet:
+    """The examples as a test set; images are decoded batch by batch."""
+
+    def batches(batch_size: int) -> Iterator[tuple[Any, Any]]:
+        for x, y in _batches(examples, transform, batch_size):
+            yield x.numpy(), y.numpy()
+
+    return TestSet(size=len(examples), batches=batches)
+
+
+def content_hash(folder: Path, examples: Sequence[Example]) -> str:
+    """Sha256 over names and contents, remembered as long as names, sizes and times of the files stay."""
+    names = [str(path.relative_to(folder)) for path, _ in examples]
+    states = [(path.stat().st_size, path.stat().st_mtime_ns) for path, _ in examples]
+    memory = paths.cache("data") / f"imagenet-{digest([str(folder), names, states])}"
+    if memory.exists():
+        return memory.read_text(encoding="ascii")
+    total = hashlib.sha256()
+    for name, (path, _) in zip(names, examples, strict=True):
+        with path.open("rb") as stream:
+            total.update(f"{name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+    # Where the cache cannot be written, the files are simply read again next time.
+    with contextlib.suppress(OSError):
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        temporary = memory.with_name(f".{memory.name}.{id(total)}")
+        temporary.write_text(total.hexdigest(), encoding="ascii")
+        temporary.replace(memory)
+    return total.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderData:
+    """Training and validation images in files (see :class:`harness.contracts.Data`).
+
+    Parameters
+    ----------
+    training, validating : sequence
+        Files with classes.
+    transform : callable
+        PIL image to tensor; augmentation mirrors half of the images.
+    """
+
+    training: Sequence[Example]
+    validating: Sequence[Example]
+    transform: Any
+
+    @property
+    def train_size(self) -> int:
+        """Number of training images."""
+        return len(self.training)
+
+    @property
+    def validation_size(self) -> int:
+        """Number of validation images."""
+        return len(self.validating)
+
+    def train(
+        self, batch_size: int, *, seed: int, shuffle: bool = True, augment: bool = True
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """One pass over the training images."""
+        import torch
+
+        generator = torch.Generator().manual_seed(seed)
+        size = len(self.training)
+        order = torch.randperm(size, generator=generator).tolist() if shuffle else range(size)
+        flips = torch.rand(size, generator=generator) < 0.5
+        done = 0
+        for x, y in _batches([self.training[i] for i in order], self.transform, batch_size):
+            part = flips[done : done + len(y), None, None, None]
+            yield (torch.where(part, x.flip(3), x) if augment else x), y
+            done += len(y)
+
+    def validation(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The validation images in fixed order."""
+        return _batches(self.validating, self.transform, batch_size)
+
+
+def training_data(folder: Path, transform: Any) -> FolderData:
+    """The images of a ``train`` folder: every 50th for validation, the others for training."""
+    examples = listing(folder)
+    return FolderData(
+        training=[example for i, example in enumerate(examples) if i % 50],
+        validating=examples[::50],
+        transform=transform,
+    )

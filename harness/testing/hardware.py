@@ -1,0 +1,129 @@
+"""What every runtime has to keep."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.canonical import digest, file_sha256
+from harness.contracts import Deployed, Hardware, Scheme
+from harness.testing.clauses import Coverage, created, require, state
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from harness.testing.networks import Reference
+
+
+@contextlib.contextmanager
+def loaded(hardware: Hardware, model: nn.Module, folder: Path, x: Tensor) -> Iterator[Deployed]:
+    """``model`` built into ``folder`` and loaded for batches like ``x``, on one thread; closed at the end."""
+    artifact = hardware.build(model, x[:2], folder)
+    deployed = hardware.load(artifact, threads=1, batch=tuple(x.shape))
+    try:
+        yield deployed
+    finally:
+        deployed.close()
+
+
+def answer(deployed: Deployed, x: Any) -> Any:
+    """The outputs for one batch."""
+    deployed.bind(x)
+    deployed()
+    deployed.synchronize()
+    return deployed.fetch()
+
+
+def check_hardware(name: str, parameters: Mapping[str, Any] | None = None) -> Coverage:
+    """Check a runtime on two small networks.
+
+    It says why it is unavailable instead of raising; the artifact lies in the folder given, and has the same bytes each
+    time; any batch size is answered as torch does in float64, to 1e-4; what is fetched is a copy; and the settings
+    read back have the keys of :class:`harness.contracts.Deployed`.
+
+    Parameters
+    ----------
+    name : str
+        A registered name, or ``module:Class``.
+    parameters : mapping, optional
+        Instead of the defaults. Float32 is expected: lower precisions are for a test of the runtime's own.
+
+    Raises
+    ------
+    AssertionError
+        Naming the clause that does not hold.
+    """
+    from harness.testing.networks import NAMES, reference
+
+    hardware = created("hardware", name, parameters)
+    require(isinstance(hardware, Hardware), f"{name}: lacks packages, scheme, unavailable, build or load")
+    require(isinstance(hardware.scheme, Scheme), f"{name}: scheme is a Scheme")
+    require(all(isinstance(package, str) for package in hardware.packages), f"{name}: packages are names")
+    reason = hardware.unavailable()
+    require(reason is None or (isinstance(reason, str) and reason), f"{name}: unavailable gives a reason or None")
+    if reason is not None:
+        return Coverage(name=name, ran=(), skipped={"this machine": reason})
+    for model_name in NAMES:
+        with tempfile.TemporaryDirectory() as folder:
+            _check_runtime(f"{name} with {model_name}", hardware, reference(model_name), Path(folder))
+    return Coverage(name=name, ran=NAMES)
+
+
+def _check_runtime(where: str, hardware: Hardware, given: Reference, folder: Path) -> None:
+    import numpy as np
+    import torch
+
+    before = state(given.model)
+    artifacts = []
+    for number in range(2):
+        place = folder / str(number)
+        place.mkdir()
+        artifacts.append(hardware.build(given.model, given.images(2), place))
+        require(artifacts[-1].exists(), f"{where}: build returns a path that exists")
+        require(
+            place in artifacts[-1].parents or artifacts[-1] == place, f"{where}: the artifact lies in the folder given"
+        )
+    require(state(given.model) == before, f"{where}: build leaves the model as it was")
+    require(file_sha256(artifacts[0]) == file_sha256(artifacts[1]), f"{where}: the artifact's bytes are reproducible")
+    exact = copy.deepcopy(given.model).double()
+    images = given.images(16)
+    with torch.inference_mode():
+        expected = exact(images.double()).numpy()
+    for count in (1, 3, 16):
+        x = images[:count].numpy().copy()
+        deployed = hardware.load(artifacts[0], threads=1, batch=x.shape)
+        try:
+            require(isinstance(deployed, Deployed), f"{where}: lacks a member of Deployed")
+            found = answer(deployed, x)
+            _check_effective(where, deployed)
+            require(found.dtype == np.float32, f"{where}: fetch returns float32")
+            require(found.shape == expected[:count].shape, f"{where}: fetch returns (n, classes) for n = {count}")
+            error = np.abs(found - expected[:count]).max()
+            require(error <= 1e-4, f"{where}: outputs at batch {count} differ from float64 by {error:.3g}")
+            kept = found.copy()
+            other = answer(deployed, -x)
+            require(
+                np.array_equal(found, kept), f"{where}: what was fetched is a copy that later inferences leave alone"
+            )
+            require(not np.array_equal(other, found), f"{where}: another batch gives another answer")
+            require(np.array_equal(answer(deployed, x), found), f"{where}: the same batch gives the same bits")
+        finally:
+            deployed.close()
+
+
+def _check_effective(where: str, deployed: Deployed) -> None:
+    effective = deployed.effective
+    for key in ("precision", "threads", "streams", "provider", "kernels"):
+        require(key in effective, f"{where}: effective names {key!r}")
+    digest(dict(effective))  # the record keeps them as JSON
+    require(effective["precision"] == "f32", f"{where}: a float32 model runs in f32, got {effective['precision']!r}")
+    require(effective["threads"] == 1, f"{where}: one thread was asked for, got {effective['threads']!r}")
+    kernels = effective["kernels"]
+    require(
+        kernels is None or all(isinstance(count, int) and count > 0 for count in kernels.values()),
+        f"{where}: kernels maps 'Type:precision' to a count",
+    )

@@ -1,0 +1,1 @@
+"""Pruning: zeros (magnitude) and smaller layers (neuron merging)."""

@@ -1,0 +1,378 @@
+"""Looking after the files: rebuild the database, export and merge records, check everything against everything."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.errors import DatabaseBusy, InputError, StoreError
+from results import database, ingest, records, schema
+from results.records import Stored
+from results.store import Store
+
+_BATCH = 50
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """What :func:`rebuild` did.
+
+    Parameters
+    ----------
+    records, claims : int
+        Taken up from files.
+    damaged : tuple of Path
+        Files that could not be read, renamed to ``*.damaged``.
+    kept_aside : Path or None
+        The database as it was before.
+    """
+
+    records: int
+    claims: int
+    damaged: tuple[Path, ...]
+    kept_aside: Path | None
+
+
+def rebuild(db: Path | str, *, force: bool = False) -> Rebuilt:
+    """Make the database anew from its record files, and put it in the old one's place in one step.
+
+    Parameters
+    ----------
+    db : path
+        The database; it may be corrupt, of another schema version, or missing.
+    force : bool
+        Go on although the old database holds runs that have no file (they stay in the ``.bak`` file only).
+
+    Raises
+    ------
+    InputError
+        If there is neither a database nor a record file.
+    DatabaseBusy, StoreError
+        If the database is in use, would lose runs, or the disk refuses.
+    """
+    db = Path(db).absolute()
+    folder = records.folder_of(db)
+    if not db.exists() and not folder.exists():
+        raise InputError(f"No database at {db} and no record files in {folder}: nothing to rebuild.")
+    with database.locked(db):
+        records.remove_leftovers(folder)
+        paths = list(records.files(folder))
+        if not force and (lost := _only_in_database(db, {path.stem for path in paths})):
+            raise StoreError(
+                f"{db} holds {len(lost)} runs or claims without a record file in {folder} (first: {lost[0]}): "
+                "a rebuild would drop them. Bring the files back with `assay db merge`, or give --force; the old "
+                "database is kept as .bak."
+            )
+        fresh = db.with_name(f".{db.name}.rebuild")
+        database.discard(fresh)
+        damaged: list[Path] = []
+        try:
+            counts = _fill(fresh, _readable(paths, damaged))
+            aside = _keep_aside(db)
+            fresh.replace(db)
+        except OSError as error:
+            database.discard(fresh)
+            raise StoreError(
+                f"{db}: the rebuild failed: {error.strerror or error}. The old database is unharmed."
+            ) from error
+        renamed = [path.rename(path.with_name(f"{path.name}.damaged")) for path in damaged]
+    return Rebuilt(*counts, tuple(renamed), aside)
+
+
+def _only_in_database(db: Path, stems: set[str]) -> list[str]:
+    """Ids that an old database holds and no file does; a database that cannot be read has none to offer."""
+    if not db.exists():
+        return []
+    try:
+        with database.reading(db) as connection:
+            found = connection.execute("SELECT run_id FROM records UNION ALL SELECT entry_id FROM claims").fetchall()
+    except DatabaseBusy:
+        raise
+    except StoreError:
+        return []
+    return sorted({name for (name,) in found} - stems)
+
+
+def _readable(paths: Iterable[Path], damaged: list[Path]) -> Iterator[Stored]:
+    for path in paths:
+        try:
+            yield records.read(path)
+        except StoreError:
+            damaged.append(path)
+
+
+def _fill(fresh: Path, stored: Iterable[Stored]) -> tuple[int, int]:
+    import duckdb
+
+    counts = {"record": 0, "claim": 0}
+    try:
+        connection = duckdb.connect(str(fresh))
+        try:
+            schema.create(connection)
+            for batch in _batches(stored):
+                connection.begin()
+                ingest.insert(connection, batch)
+                connection.commit()
+                for item in batch:
+                    counts[item.kind] += 1
+        finally:
+            connection.close()
+    except duckdb.Error as error:
+        database.discard(fresh)
+        raise StoreError(f"{fresh.parent}: the rebuild failed: {error}. The old database is unharmed.") from error
+    return counts["record"], counts["claim"]
+
+
+def _batches(stored: Iterable[Stored]) -> Iterator[list[Stored]]:
+    batch: list[Stored] = []
+    for item in stored:
+        batch.append(item)
+        if len(batch) == _BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _keep_aside(db: Path) -> Path | None:
+    """Keep the old database as ``.bak`` beside its place, which stays occupied until the new one is renamed into it."""
+    if not db.exists():
+        database.wal(db).unlink(missing_ok=True)
+        return None
+    aside = db.with_name(f"{db.name}.bak")
+    database.discard(aside)
+    try:
+        os.link(db, aside)
+    except OSError:  # a file system without hard links
+        shutil.copy2(db, aside)
+    # The old log must not be replayed onto the new file; were we killed here, `Store.sync` would take up its runs.
+    if database.wal(db).exists():
+        database.wal(db).rename(database.wal(aside))
+    return aside
+
+
+def export(db: Path | str, folder: Path | str) -> dict[str, int]:
+    """Write every table and view as Parquet, the record files, and a README of the schema.
+
+    Parameters
+    ----------
+    db : path
+        The database.
+    folder : path
+        A new or empty folder, or one that an earlier export made (it is brought up to date).
+
+    Returns
+    -------
+    dict of str to int
+        Rows per table, and ``"files"``.
+
+    Raises
+    ------
+    InputError
+        If there is no database, or the folder holds other things.
+    DatabaseBusy, StoreError
+        If the database or the disk refuses.
+    """
+    import duckdb
+
+    db, folder = Path(db).absolute(), Path(folder).absolute()
+    counts: dict[str, int] = {}
+    with database.reading(db) as connection:
+        try:
+            if folder.exists() and any(folder.iterdir()) and not (folder / "schema_version.parquet").exists():
+                raise InputError(f"{folder} is not empty and not an earlier export: give a new folder.")
+            folder.mkdir(parents=True, exist_ok=True)
+            for name in schema.documented():
+                target, partial = folder / f"{name}.parquet", folder / f".{name}.parquet.tmp"
+                quoted = str(partial).replace("'", "''")
+                # Parquet has no bit strings; records.correct follows from predictions.
+                columns = "* EXCLUDE (correct)" if name == "records" else "*"
+                copy = f"COPY (SELECT {columns} FROM {name}) TO '{quoted}' (FORMAT parquet, COMPRESSION zstd)"  # noqa: S608
+                ((counts[name],),) = connection.execute(copy).fetchall()
+                partial.replace(target)
+            counts["files"] = 0
+            for path in records.files(records.folder_of(db)):
+                records.write(folder / "records", records.read(path))
+                counts["files"] += 1
+            (folder / "README.md").write_text(schema.readme(), encoding="utf-8")
+        except duckdb.Error as error:
+            raise StoreError(f"{folder}: the export failed: {error}") from error
+        except OSError as error:
+            raise StoreError(f"{folder}: cannot be written: {error.strerror or error}.") from error
+    return counts
+
+
+def merge(db: Path | str, source: Path | str) -> int:
+    """Take up record files of another place or machine; any order and any number of times give the same result.
+
+    Parameters
+    ----------
+    db : path
+        The database that grows; it is created where missing.
+    source : path
+        A folder of record files (an export, or an ``*.records`` folder), or a database that has its folder beside it.
+
+    Returns
+    -------
+    int
+        How many were new.
+
+    Raises
+    ------
+    InputError
+        If the source has no record files, one is damaged, or one has an id that is here with another content;
+        then nothing was changed.
+    DatabaseBusy, StoreError
+        If the database or the disk refuses.
+    """
+    store, source = Store(Path(db)), Path(source).absolute()
+    folder = source if source.is_dir() else records.folder_of(source)
+    paths = sorted(path for path in folder.rglob("*.json") if not path.name.startswith(".")) if folder.is_dir() else []
+    if not paths:
+        raise InputError(
+            f"{source}: no record files in {folder}. Give an export folder, or a database with its *.records folder."
+        )
+    here = {path.stem: path for path in records.files(store.folder)}
+    fresh = []
+    for path in paths:
+        try:
+            stored = records.read(path)
+            if stored.id in here:
+                if records.read(here[stored.id]).sha256 != stored.sha256:
+                    raise InputError(f"{path}: {stored.id} is here with another content; nothing was merged.")
+                continue
+        except StoreError as error:
+            raise InputError(f"{error} Nothing was merged.") from error
+        fresh.append(path)
+    for path in fresh:
+        records.write(store.folder, records.read(path))
+    store.sync()
+    return len(fresh)
+
+
+def check(db: Path | str) -> list[str]:
+    """Compare files, hashes and rows with one another.
+
+    Returns
+    -------
+    list of str
+        One sentence a problem, with its remedy; empty if all is well.
+
+    Raises
+    ------
+    InputError
+        If there is no database.
+    DatabaseBusy, StoreError
+        If it is held by another process for too long, or cannot be read.
+    """
+    import duckdb
+
+    db = Path(db).absolute()
+    problems: list[str] = []
+    with database.reading(db) as connection:
+        try:
+            rows = _known(connection)
+            for path in records.files(records.folder_of(db)):
+                known = rows.pop(path.stem, None)
+                try:
+                    stored = records.read(path)
+                except StoreError as error:
+                    problems.append(str(error))
+                    continue
+                if known is None:
+                    problems.append(
+                        f"{path} is not in the database: the next `assay run` or `assay db rebuild` takes it up."
+                    )
+                elif known != stored.sha256:
+                    problems.append(
+                        f"{stored.id}: the database has another content than {path}. `assay db rebuild` restores it."
+                    )
+                else:
+                    problems += _row_problems(connection, stored)
+            problems += [f"{name} is in the database, but its record file is missing." for name in sorted(rows)]
+            problems += _reference_problems(connection)
+        except duckdb.Error as error:
+            first = str(error).partition("\n")[0]
+            problems.append(f"{db} cannot be read through: {first}. `assay db rebuild` makes it anew.")
+    return problems
+
+
+def _known(connection: Any) -> dict[str, str]:
+    found = connection.execute(
+        "SELECT run_id, record_sha256 FROM records UNION ALL SELECT entry_id, record_sha256 FROM claims"
+    ).fetchall()
+    return dict(found)
+
+
+def _row_problems(connection: Any, stored: Stored) -> list[str]:
+    """Where the rows of one record differ from what its file gives."""
+    if stored.kind == "claim":
+        expected, table, key = ingest.claim_row(stored), "claims", "entry_id"
+    else:
+        expected, table, key = ingest.record_row(stored), "records", "run_id"
+    names = list(expected)
+    select = f"SELECT {', '.join(names)} FROM {table} WHERE {key} = ?"  # noqa: S608  (names are ours)
+    (found,) = connection.execute(select, [stored.id]).fetchall()
+    problems = [name for name, value in zip(names, found, strict=True) if value != expected[name]]
+    if stored.kind == "record":
+        problems += _sample_problems(connection, stored)
+    return [f"{stored.id}: {name} differs from the record file. `assay db rebuild` restores it." for name in problems]
+
+
+def _sample_problems(connection: Any, stored: Stored) -> list[str]:
+    record = stored.value
+    queries: dict[str, tuple[str, Sequence[Any]]] = {
+        "latency_samples": (
+            "SELECT list(ns ORDER BY i), list(i ORDER BY i) FROM latency_samples WHERE run_id = ?",
+            [record.get("latency_ns")],
+        ),
+        "predictions": (
+            "SELECT list(label ORDER BY example_id), list(predicted ORDER BY example_id), "
+            "list(example_id ORDER BY example_id) FROM predictions WHERE run_id = ?",
+            [record.get("labels"), record.get("predictions")],
+        ),
+        "energy_readings": (
+            "SELECT list(gross_j ORDER BY i), list(inferences ORDER BY i), list(i ORDER BY i) "
+            "FROM energy_readings WHERE run_id = ?",
+            [[e["gross_j"] for e in record.get("energy") or ()], [e["inferences"] for e in record.get("energy") or ()]],
+        ),
+        "artifacts": (
+            "SELECT list(sha256), list(size_bytes), list(0) FROM artifacts WHERE run_id = ?",
+            [[a[key]] if (a := record.get("artifact")) else [] for key in ("sha256", "size_bytes")],
+        ),
+    }
+    problems = []
+    for name, (query, expected) in queries.items():
+        ((*found, positions),) = connection.execute(query, [stored.id]).fetchall()
+        wanted = [list(values or ()) for values in expected]
+        if [values or [] for values in found] != wanted or (positions or []) != list(range(len(wanted[0]))):
+            problems.append(name)
+    return problems
+
+
+def _reference_problems(connection: Any) -> list[str]:
+    problems = []
+    for table in ("latency_samples", "predictions", "energy_readings", "artifacts"):
+        query = f"SELECT DISTINCT run_id FROM {table} ANTI JOIN records USING (run_id)"  # noqa: S608  (ours)
+        problems += [
+            f"{table}: rows of {name}, which is not in records." for (name,) in connection.execute(query).fetchall()
+        ]
+    queries = {
+        "machine {0} of a record is not in machines.": """
+            SELECT DISTINCT machine_id FROM records ANTI JOIN machines USING (machine_id) WHERE machine_id IS NOT NULL
+        """,
+        "claim {0} rests on run {1}, which is not in records.": """
+            SELECT entry_id, run_id FROM (SELECT entry_id, unnest(run_ids) AS run_id FROM claims)
+            ANTI JOIN records USING (run_id)
+        """,
+        "artifact {0} is recorded with different sizes.": """
+            SELECT sha256 FROM artifacts GROUP BY sha256 HAVING count(DISTINCT size_bytes) > 1
+        """,
+    }
+    for text, query in queries.items():
+        problems += [text.format(*row) for row in connection.execute(query).fetchall()]
+    return problems

@@ -1,0 +1,292 @@
+"""``assay plot X Y``: a plot is a pair of metrics, with its Pareto front and intervals, readable in grey print.
+
+Rows that do not compare (another task, batch size, thread count or machine) get axes of their own.
+
+Methods differ by marker shape and by fill, not by colour alone. The same rows give the same SVG, byte by byte.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.errors import InputError, StoreError, Unavailable
+from results.metrics import ENERGY, Metric, metric
+from results.tables import method_labels
+
+SUFFIXES = (".png", ".svg", ".pdf")
+_MARKERS = "osD^vP*Xp<>h"
+_PANEL = ("task", "batch_size", "threads", "machine_id")
+_GREYS = ("#000000", "#ffffff", "#8c8c8c")
+
+
+def points(rows: Sequence[Mapping[str, Any]], x: str, y: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """The points of a plot, and notes about what is not in it.
+
+    Parameters
+    ----------
+    rows : sequence of mapping
+        Rows of ``runs``.
+    x, y : str
+        Metrics (:data:`results.metrics.METRICS`).
+
+    Returns
+    -------
+    list of dict
+        ``run_id``, ``task``, ``method``, ``label``, ``hardware``, ``batch_size``, ``threads``, ``x``, ``y``, their
+        intervals (``x_low`` ... or None), all in the metric's shown unit, and ``pareto``: whether no other point of
+        the same task, batch size, threads and machine is as good in both and better in one.
+    list of str
+        Which rows are left out, and why.
+
+    Raises
+    ------
+    UnknownName
+        For a name that is no metric.
+    InputError
+        If measured and modelled energy would share an axis, or no row has both values.
+    """
+    metrics = {"x": metric(x), "y": metric(y)}
+    found: list[dict[str, Any]] = []
+    missing: dict[str, int] = {}
+    for row, label in zip(rows, method_labels(rows), strict=True):
+        absent = [name for name in (x, y) if row[name] is None]
+        if absent:
+            why = json.loads(row["reasons"] or "{}").get(absent[0], "no reason was recorded")
+            text = f"{absent[0]}: {why}"
+            missing[text] = missing.get(text, 0) + 1
+            continue
+        point = {name: row[name] for name in ("run_id", *_PANEL, "method", "hardware", "energy_method")}
+        config = json.loads(row["hardware_config"] or "{}")
+        point |= {"label": label, "hardware_config": config}
+        for axis, name in (("x", x), ("y", y)):
+            point |= _scaled(axis, name, metrics[axis], row)
+        found.append(point)
+    if not found:
+        detail = "; ".join(missing) or "no rows"
+        raise InputError(f"Nothing to plot: no row has both {x} and {y} ({detail}). Change --where or the metrics.")
+    if {x, y} & ENERGY:
+        kinds = {"modelled" if p["energy_method"] == "modelled" else "measured" for p in found}
+        if len(kinds) > 1:
+            raise InputError(
+                "Measured and modelled energy do not belong on one axis: choose with --where energy_method=modelled or "
+                "--where energy_method=measured*."
+            )
+    for group in _panels(found):
+        for p in group:
+            p["pareto"] = not any(_dominates(q, p, metrics) for q in group)
+    notes = [f"{count} rows left out ({text})" for text, count in missing.items()]
+    return found, notes
+
+
+def _panels(found: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Points that compare with one another, by task, batch size, threads and machine."""
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for p in found:
+        groups.setdefault(
+            tuple(f"{p[name]:>9}" if isinstance(p[name], int) else str(p[name]) for name in _PANEL), []
+        ).append(p)
+    return [groups[key] for key in sorted(groups)]
+
+
+def _scaled(axis: str, name: str, found: Metric, row: Mapping[str, Any]) -> dict[str, float | None]:
+    def shown(column: str | None) -> float | None:
+        return None if column is None or row[column] is None else row[column] * found.scale
+
+    low, high = shown(found.low), shown(found.high)
+    interval = (low, high) if low is not None and high is not None else (None, None)
+    return {axis: row[name] * found.scale, f"{axis}_low": interval[0], f"{axis}_high": interval[1]}
+
+
+def _dominates(a: Mapping[str, Any], b: Mapping[str, Any], metrics: Mapping[str, Metric]) -> bool:
+    """Whether ``a`` is as good as ``b`` on both axes and better on one."""
+    signs = {axis: 1 if found.better == "higher" else -1 for axis, found in metrics.items()}
+    gaps = [signs[axis] * (a[axis] - b[axis]) for axis in ("x", "y")]
+    return all(gap >= 0 for gap in gaps) and any(gap > 0 for gap in gaps)
+
+
+def draw(found: Sequence[Mapping[str, Any]], x: str, y: str, out: Path, notes: Sequence[str] = ()) -> None:
+    """Draw points into a PNG, SVG or PDF file.
+
+    Parameters
+    ----------
+    found : sequence of mapping
+        From :func:`points`.
+    x, y : str
+        Their metrics.
+    out : Path
+        The file; its suffix is the format.
+    notes : sequence of str
+        Printed below the axes.
+
+    Raises
+    ------
+    InputError
+        For another suffix.
+    Unavailable
+        If matplotlib is not installed.
+    StoreError
+        If the file cannot be written.
+    """
+    if out.suffix.lower() not in SUFFIXES:
+        raise InputError(f"--out {out}: the suffix must be one of {', '.join(SUFFIXES)}.")
+    try:
+        import matplotlib as mpl
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise Unavailable('matplotlib is not installed: pip install "assay-bench[plot]"') from None
+    # The salt fixes the ids in an SVG; text stays text, so that it can be searched and edited.
+    style = {
+        "font.size": 9,
+        "svg.hashsalt": "assay",
+        "svg.fonttype": "none",
+        "pdf.fonttype": 42,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
+    with mpl.rc_context(style):
+        panels = _panels([dict(p) for p in found])
+        columns = min(3, len(panels))
+        rows = math.ceil(len(panels) / columns)
+        width, height = (7.8, 4.6) if len(panels) == 1 else (3.4 * columns + 2.6, 3.2 * rows + 0.6)
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        _draw_panels(figure, panels, figure.subplots(rows, columns, squeeze=False), (metric(x), metric(y)), notes)
+        suffix = out.suffix.lower()
+        metadata = {".png": {"Software": "assay"}, ".svg": {"Date": None, "Creator": "assay"}}.get(
+            suffix, {"CreationDate": None, "ModDate": None, "Creator": "assay", "Producer": "assay"}
+        )
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(out, format=suffix[1:], dpi=200, metadata=metadata)
+        except OSError as error:
+            raise StoreError(f"{out}: cannot be written: {error.strerror or error}.") from error
+
+
+def _draw_panels(
+    figure: Any, panels: list[list[dict[str, Any]]], grid: Any, metrics: tuple[Metric, Metric], notes: Sequence[str]
+) -> None:
+    found = [p for panel in panels for p in panel]
+    methods = sorted({p["label"] for p in found}, key=lambda label: (label != "baseline", label))
+    targets = sorted({_target(p) for p in found})
+    places = list(grid.flat)
+    for axes, panel in zip(places, panels, strict=False):
+        _draw_axes(axes, panel, metrics, methods, targets)
+        axes.set_title(_panel_title(panel, found), loc="left", fontsize=9)
+    for axes in places[len(panels) :]:
+        axes.set_axis_off()
+    _legend(figure, methods, targets)
+    bars = [f"{m.label.lower()}: {m.interval}" for m in metrics if m.interval]
+    footer = "; ".join([*([f"Bars: {', '.join(bars)}"] if bars else []), *notes])
+    if footer:
+        text = _wrapped(footer, int(figure.get_figwidth() * 19))
+        figure.supxlabel(text, fontsize=7, color="#555555", x=0.01, ha="left")
+
+
+def _draw_axes(
+    axes: Any, panel: list[dict[str, Any]], metrics: tuple[Metric, Metric], methods: list[str], targets: list[str]
+) -> None:
+    mx, my = metrics
+    front = sorted((p for p in panel if p["pareto"]), key=lambda p: (p["x"], p["y"]))
+    # Steps, not slopes: nothing between two points of the front was measured.
+    where = "pre" if mx.better == "higher" else "post"
+    axes.step([p["x"] for p in front], [p["y"] for p in front], where=where, color="#9a9a9a", lw=1.1, ls="--", zorder=1)
+    for p in panel:
+        bars = {"fmt": "none", "ecolor": "#7f7f7f", "elinewidth": 0.8, "capsize": 2, "capthick": 0.8, "zorder": 2}
+        axes.errorbar(p["x"], p["y"], xerr=_error(p, "x"), yerr=_error(p, "y"), **bars)
+        axes.plot(
+            p["x"],
+            p["y"],
+            marker=_MARKERS[methods.index(p["label"]) % len(_MARKERS)],
+            markersize=9 if p["pareto"] else 6.5,
+            markerfacecolor=_GREYS[targets.index(_target(p)) % len(_GREYS)],
+            markeredgecolor="black",
+            markeredgewidth=1.5 if p["pareto"] else 0.8,
+            linestyle="none",
+            zorder=4 if p["pareto"] else 3,
+        )
+    for axis, setter, m, name in ((axes.xaxis, axes.set_xscale, mx, "x"), (axes.yaxis, axes.set_yscale, my, "y")):
+        values = [p[name] for p in panel]
+        if m.log and min(values) > 0 and max(values) / min(values) >= 5:
+            setter("log")
+            _plain_log_ticks(axis)
+    axes.set_xlabel(_axis_title(mx, panel))
+    axes.set_ylabel(_axis_title(my, panel))
+    axes.grid(True, which="major", color="#e4e4e4", lw=0.6, zorder=0)
+    axes.set_axisbelow(True)
+    axes.margins(0.08)
+
+
+def _plain_log_ticks(axis: Any) -> None:
+    """Ticks at 1, 2, 5 x 10^n written as plain numbers: narrow ranges hold few powers of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}".replace(",", " ")))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _panel_title(panel: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]) -> str:
+    first = panel[0]
+    title = f"{first['task']} · batch {first['batch_size']}"
+    for name in ("threads", "machine_id"):
+        if len({p[name] for p in found}) > 1:
+            title += f" · {name.removesuffix('_id')} {str(first[name])[:12]}"
+    return title
+
+
+def _legend(figure: Any, methods: Sequence[str], targets: Sequence[str]) -> None:
+    from matplotlib.lines import Line2D
+
+    def handle(marker: str, fill: str, label: str, **style: Any) -> Any:
+        return Line2D([], [], ls="none", marker=marker, mfc=fill, mec="black", ms=6.5, label=label, **style)
+
+    handles = [handle(_MARKERS[i % len(_MARKERS)], "#d0d0d0", _wrapped(label, 34)) for i, label in enumerate(methods)]
+    handles.append(Line2D([], [], ls="none", label=" "))
+    handles += [handle("o", _GREYS[i % len(_GREYS)], target) for i, target in enumerate(targets)]
+    handles.append(Line2D([], [], ls="none", label=" "))
+    handles.append(
+        Line2D(
+            [],
+            [],
+            ls="--",
+            color="#9a9a9a",
+            lw=1.1,
+            marker="o",
+            mfc="none",
+            mec="black",
+            mew=1.5,
+            ms=9,
+            label="Pareto front",
+        )
+    )
+    figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=8)
+
+
+def _target(point: Mapping[str, Any]) -> str:
+    config = ", ".join(f"{key}={value}" for key, value in point["hardware_config"].items())
+    return f"{point['hardware']} ({config})" if config else str(point["hardware"])
+
+
+def _axis_title(found: Metric, points_: Sequence[Mapping[str, Any]]) -> str:
+    title = found.title
+    if "nergy" in title or "arbon" in title:
+        title += f", {' and '.join(sorted({p['energy_method'].replace('_', ' ') for p in points_}))}"
+    return f"{title}  ({'→' if found.better == 'higher' else '←'} better)"
+
+
+def _error(point: Mapping[str, Any], axis: str) -> list[list[float]] | None:
+    low, high = point[f"{axis}_low"], point[f"{axis}_high"]
+    if low is None:
+        return None
+    return [[max(0.0, point[axis] - low)], [max(0.0, high - point[axis])]]
+
+
+def _wrapped(text: str, width: int) -> str:
+    import textwrap
+
+    return "\n".join(textwrap.wrap(text, width, break_on_hyphens=False))

@@ -1,0 +1,407 @@
+"""``assay table``: results as Markdown, LaTeX or CSV; a missing value is a dash with a footnote that says why."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from harness.errors import UnknownName
+from results import schema
+
+Format = Literal["md", "latex", "csv"]
+Row = Mapping[str, Any]
+
+DEFAULT_COLUMNS = (
+    "task",
+    "method",
+    "hardware",
+    "precision",
+    "batch_size",
+    "accuracy",
+    "accuracy_delta",
+    "size_bytes",
+    "compression_ratio",
+    "latency_p50_ms",
+    "speedup",
+    "energy_j",
+)
+_IDENTITY = (
+    "task",
+    "task_config",
+    "chain",
+    "hardware",
+    "hardware_config",
+    "seed",
+    "batch_size",
+    "threads",
+    "machine_id",
+)
+_DASH = "–"
+_STRENGTH = frozenset({"sparsity", "ratio", "bits", "rank", "clusters"})
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table ready to be written.
+
+    Parameters
+    ----------
+    header : list of str
+        Headings, with units.
+    body : list of list of str
+        Cells; a missing value is a dash with its footnote's mark.
+    footnotes : list of str
+        In the order of their marks.
+    notes : list of str
+        What makes rows hard to compare.
+    """
+
+    header: list[str]
+    body: list[list[str]]
+    footnotes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def newest_per_cell(rows: Sequence[Row]) -> tuple[list[Row], int]:
+    """Rows without older results of the same cell that differ in source or package versions; and how many those were.
+
+    ``latest`` keeps one row a ``cell_hash``, and a cell whose sources or packages changed has a new hash.
+    """
+    newest: dict[tuple[Any, ...], Row] = {}
+    for row in sorted(rows, key=lambda row: (row["created_at"], row["run_id"])):
+        newest[tuple(row[name] for name in _IDENTITY)] = row
+    kept = list(newest.values())
+    return kept, len(rows) - len(kept)
+
+
+def columns(names: str | None) -> list[str]:
+    """The columns of a comma-separated list; None gives the default ones.
+
+    Raises
+    ------
+    UnknownName
+        With the nearest column of ``runs``.
+    """
+    if not names:
+        return list(DEFAULT_COLUMNS)
+    known = schema.documented()["runs"].columns
+    chosen = [name.strip() for name in names.split(",") if name.strip()]
+    for name in chosen:
+        if name not in known:
+            raise UnknownName("column", name, known)
+    return chosen
+
+
+def ordered(rows: Sequence[Row], sort: str | None) -> list[Row]:
+    """Rows by task, then by ``sort`` (a column; ``-column`` for descending), missing values last.
+
+    By default: hardware, batch size, threads, baseline first, method, age.
+
+    Raises
+    ------
+    UnknownName
+        For a column that ``runs`` does not have.
+    """
+    if sort is None:
+        return sorted(
+            rows,
+            key=lambda r: (
+                *(r["task"], r["task_config"], r["hardware"], r["hardware_config"], r["batch_size"], r["threads"]),
+                *(r["method"] != "baseline", r["method"], r["chain"], r["seed"], r["created_at"]),
+            ),
+        )
+    name, descending = sort.removeprefix("-"), sort.startswith("-")
+    columns(name)
+    there = sorted((r for r in rows if r[name] is not None), key=lambda r: r[name], reverse=descending)
+    return sorted([*there, *(r for r in rows if r[name] is None)], key=lambda r: r["task"])
+
+
+def build(rows: Sequence[Row], names: Sequence[str], fmt: Format = "md") -> Table:
+    """Turn rows of ``runs`` into cells.
+
+    Parameters
+    ----------
+    rows : sequence of mapping
+        In the order wanted.
+    names : sequence of str
+        Columns.
+    fmt : {"md", "latex", "csv"}
+        CSV gets raw values under raw names; the others get readable ones.
+    """
+    if fmt == "csv":
+        return Table(list(names), [["" if row[name] is None else str(row[name]) for name in names] for row in rows])
+    footnotes: list[str] = []
+    labels = method_labels(rows)
+    body = []
+    for row, label in zip(rows, labels, strict=True):
+        reasons = json.loads(row["reasons"] or "{}")
+        cells = []
+        for name in names:
+            if name == "method":
+                cells.append(label)
+            elif name == "hardware":
+                cells.append(_hardware_label(row, rows))
+            elif row[name] is None:
+                cells.append(_missing(name, reasons.get(name), footnotes))
+            else:
+                cells.append(_FORMATS[name](row) if name in _FORMATS else _plain(row[name]))
+        body.append(cells)
+    return Table([_HEADINGS.get(name, name) for name in names], body, footnotes, comparability(rows))
+
+
+def method_labels(rows: Sequence[Row]) -> list[str]:
+    """A name for each row's chain: ``magnitude (sparsity=0.9) > ptq-int8``.
+
+    What says how strong a technique was is always shown; other parameters where they differ between rows that apply the
+    same step.
+    """
+    chains = [json.loads(row["chain"]) for row in rows]
+    seen: dict[tuple[str, str], set[str]] = {}
+    for chain in chains:
+        for step in chain:
+            for key, value in step.items():
+                seen.setdefault((step["name"], key), set()).add(json.dumps(value, sort_keys=True))
+
+    def show(step: Mapping[str, Any]) -> str:
+        shown = [
+            f"{key}={_value(value)}"
+            for key, value in step.items()
+            if key != "name" and (len(seen[step["name"], key]) > 1 or key in _STRENGTH)
+        ]
+        return f"{step['name']} ({', '.join(shown)})" if shown else str(step["name"])
+
+    return [" > ".join(show(step) for step in chain) for chain in chains]
+
+
+def _hardware_label(row: Row, rows: Sequence[Row]) -> str:
+    config = json.loads(row["hardware_config"] or "{}")
+    others = [json.loads(r["hardware_config"] or "{}") for r in rows if r["hardware"] == row["hardware"]]
+    shown = [f"{k}={_value(v)}" for k, v in config.items() if any(other.get(k) != v for other in others)]
+    return f"{row['hardware']} ({', '.join(shown)})" if shown else str(row["hardware"])
+
+
+def comparability(rows: Sequence[Row]) -> list[str]:
+    """What a reader must know before comparing these rows with one another."""
+    notes = []
+    for name, text in (
+        (
+            "machine_id",
+            "Rows come from {} machines: absolute times and energies do not compare; ratios are within a machine.",
+        ),
+        ("settings", "Rows were measured under {} different settings (column settings)."),
+        ("threads", "Rows use {} different thread counts (column threads)."),
+        ("seed", "Rows use {} different seeds (column seed)."),
+        ("packages", "Rows were measured with {} different sets of package versions (column packages)."),
+    ):
+        count = len({row[name] for row in rows})
+        if count > 1:
+            notes.append(text.format(count))
+    methods = {row["energy_method"] for row in rows if row["energy_method"]}
+    if len(methods) > 1:
+        notes.append(f"Energy is {' and '.join(sorted(methods))}: these do not compare with one another.")
+    warned = sum(1 for row in rows if row["warnings"] not in (None, "[]"))
+    if warned:
+        notes.append(f"{warned} of {len(rows)} rows carry warnings: assay show RUN.")
+    return notes
+
+
+def console_table(rows: Sequence[Row], names: Sequence[str] = DEFAULT_COLUMNS) -> Any:
+    """The table for a terminal, as a ``rich.table.Table``; its footnotes and notes are the caption."""
+    from rich.markup import escape
+    from rich.table import Table as RichTable
+
+    table = build(rows, names)
+    captions = [f"[{i}] {text}" for i, text in enumerate(table.footnotes, 1)] + table.notes
+    rich = RichTable(box=None, pad_edge=False, caption=escape("\n".join(captions)) or None, caption_justify="left")
+    for i, heading in enumerate(table.header):
+        rich.add_column(escape(heading), justify="right" if _numeric(table, i) else "left", overflow="fold")
+    for row in table.body:
+        rich.add_row(*map(escape, row))
+    return rich
+
+
+def render(table: Table, fmt: Format) -> str:
+    """The table as text, ending in a newline."""
+    return {"md": _markdown, "latex": _latex, "csv": _csv}[fmt](table)
+
+
+def _markdown(table: Table) -> str:
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in [table.header, *table.body]]
+    widths = [max(3, *(len(row[i]) for row in rows)) for i in range(len(table.header))]
+    right = [_numeric(table, i) for i in range(len(widths))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(cells, widths, right, strict=True)]
+        return f"| {' | '.join(padded)} |"
+
+    rule = (
+        "|" + "|".join(f" {'-' * (w - 1)}: " if r else f" {'-' * w} " for w, r in zip(widths, right, strict=True)) + "|"
+    )
+    lines = [line(rows[0]), rule, *(line(row) for row in rows[1:])]
+    if table.footnotes or table.notes:
+        lines.append("")
+        lines += [f"[{i}] {text}  " for i, text in enumerate(table.footnotes, 1)]
+        lines += [f"Note: {text}  " for text in table.notes]
+    return "\n".join(line.rstrip() if not line.endswith("  ") else line for line in lines) + "\n"
+
+
+def _latex(table: Table) -> str:
+    spec = "".join("r" if _numeric(table, i) else "l" for i in range(len(table.header)))
+    lines = ["% \\usepackage{booktabs}", f"\\begin{{tabular}}{{{spec}}}", "\\toprule"]
+    lines += [" & ".join(map(_tex, table.header)) + " \\\\", "\\midrule"]
+    lines += [" & ".join(map(_tex, row)) + " \\\\" for row in table.body]
+    lines += ["\\bottomrule", "\\end{tabular}"]
+    texts = [f"[{i}] {text}" for i, text in enumerate(table.footnotes, 1)] + [f"Note: {text}" for text in table.notes]
+    if texts:
+        lines += ["", "\\par\\footnotesize"] + [f"{_tex(text)}\\\\" for text in texts[:-1]] + [_tex(texts[-1])]
+    return "\n".join(lines) + "\n"
+
+
+def _csv(table: Table) -> str:
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerows([table.header, *table.body])
+    return stream.getvalue()
+
+
+_TEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "×": r"$\times$",
+    "Δ": r"$\Delta$",
+    "±": r"$\pm$",
+    "–": "--",
+    "−": "$-$",
+}
+
+
+def _tex(text: str) -> str:
+    return "".join(_TEX.get(character, character) for character in text)
+
+
+def _numeric(table: Table, index: int) -> bool:
+    cells = [row[index] for row in table.body if not row[index].startswith(_DASH)]
+    return bool(cells) and all(cell[:1].isdigit() or cell[:1] in "+−" for cell in cells)
+
+
+def _missing(name: str, reason: str | None, footnotes: list[str]) -> str:
+    if name == "reason":  # an ok run has none to give
+        return _DASH
+    text = reason or "no reason was recorded"
+    if text not in footnotes:
+        footnotes.append(text)
+    return f"{_DASH} [{footnotes.index(text) + 1}]"
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """A number with ``digits`` significant digits and no exponent: 0.0123, 4.56, 789, 12300."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:.{decimals}f}"
+
+
+def _value(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
+
+
+def _plain(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _signed(value: float, decimals: int) -> str:
+    text = f"{value:+.{decimals}f}".replace("-", "−")
+    return text if float(f"{value:.{decimals}f}") else f"{0:.{decimals}f}"
+
+
+def _accuracy(row: Row) -> str:
+    return (
+        f"{row['accuracy']:.2%}".rstrip("%") + f" [{100 * row['accuracy_low']:.2f}, {100 * row['accuracy_high']:.2f}]"
+    )
+
+
+def _delta(row: Row) -> str:
+    text = _signed(100 * row["accuracy_delta"], 2)
+    if row["baseline_run_id"] == row["run_id"] or row["mcnemar_p"] is None:
+        return text
+    p = row["mcnemar_p"]
+    return f"{text} (p < 0.001)" if p < 0.001 else f"{text} (p = {p:.2f})" if p >= 0.1 else f"{text} (p = {p:.3f})"
+
+
+def _energy(row: Row) -> str:
+    return f"{significant(row['energy_j'] * 1e3)} {row['energy_method'].partition('_')[0]}"
+
+
+def _scaled(name: str, scale: float = 1.0) -> Callable[[Row], str]:
+    return lambda row: significant(row[name] * scale)
+
+
+def _ratio(name: str) -> Callable[[Row], str]:
+    return lambda row: f"{row[name]:.2f}×"
+
+
+def _percent(name: str) -> Callable[[Row], str]:
+    return lambda row: f"{100 * row[name]:.2f}"
+
+
+_HEADINGS = {
+    "task": "Task",
+    "method": "Method",
+    "hardware": "Hardware",
+    "precision": "Precision",
+    "batch_size": "Batch",
+    "threads": "Threads",
+    "seed": "Seed",
+    "status": "Status",
+    "reason": "Reason",
+    "accuracy": "Accuracy % [95 %]",
+    "accuracy_delta": "Δ points",
+    "size_bytes": "Size kB",
+    "zstd_bytes": "zstd kB",
+    "compression_ratio": "Ratio",
+    "zstd_compression_ratio": "Ratio zstd",
+    "latency_p50_ms": "p50 ms",
+    "latency_p90_ms": "p90 ms",
+    "latency_p99_ms": "p99 ms",
+    "speedup": "Speed-up",
+    "throughput_per_s": "Examples/s",
+    "energy_j": "Energy mJ",
+    "energy_net_j": "Net energy mJ",
+    "energy_ratio": "Energy ratio",
+    "pruning_rate": "Pruned %",
+    "fidelity_top1": "Top-1 agreement %",
+    "peak_rss_bytes": "Peak MB",
+    "load_ms": "Load ms",
+    "first_ms": "First ms",
+    "mcnemar_p": "McNemar p",
+}
+
+_FORMATS: dict[str, Callable[[Row], str]] = {
+    "accuracy": _accuracy,
+    "accuracy_delta": _delta,
+    "energy_j": _energy,
+    "energy_net_j": _scaled("energy_net_j", 1e3),
+    "size_bytes": _scaled("size_bytes", 1e-3),
+    "zstd_bytes": _scaled("zstd_bytes", 1e-3),
+    "peak_rss_bytes": _scaled("peak_rss_bytes", 1e-6),
+    **{
+        n: _scaled(n)
+        for n in ("latency_p50_ms", "latency_p90_ms", "latency_p99_ms", "throughput_per_s", "load_ms", "first_ms")
+    },
+    **{n: _ratio(n) for n in ("compression_ratio", "zstd_compression_ratio", "speedup", "energy_ratio")},
+    **{n: _percent(n) for n in ("pruning_rate", "fidelity_top1")},
+}

@@ -1,0 +1,156 @@
+"""The shared ONNX export: one function, the same bytes, integers stored as integers, clear refusals."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxscript")
+
+from onnx.reference import ReferenceEvaluator  # noqa: E402  (after the check that onnx is there)
+
+from hardware.export import OPSET, to_onnx  # noqa: E402
+from harness.contracts import Scheme  # noqa: E402
+from harness.errors import ExportError  # noqa: E402
+from harness.fakequant import ActivationQuantizer, QuantizedConv2d, QuantizedLinear  # noqa: E402
+
+
+class Quantized(nn.Module):
+    """Two quantizers with the same grid, a convolution, a Linear on three axes and one on two."""
+
+    def __init__(self, scheme: Scheme) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.before = ActivationQuantizer.of_range(-1.0, 3.0, scheme)
+        self.between = ActivationQuantizer.of_range(-1.0, 3.0, scheme)
+        self.after = ActivationQuantizer.of_range(-1.0, 3.0, scheme)
+        self.conv = QuantizedConv2d(nn.Conv2d(2, 4, 3), self.before.scale, scheme)
+        self.inner = QuantizedLinear(nn.Linear(4, 4), self.between.scale, scheme)
+        self.last = QuantizedLinear(nn.Linear(4, 3), self.after.scale, scheme)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.between(self.conv(self.before(x))).flatten(2).transpose(1, 2)
+        y: Tensor = self.last(self.after(self.inner(tokens).mean(1)))
+        return y
+
+
+SYMMETRIC = Scheme(activation="s8", activation_symmetric=True, quantized_bias=False)
+
+
+@pytest.mark.parametrize("scheme", [Scheme(), SYMMETRIC], ids=["u8", "s8"])
+def test_the_file_holds_integers_and_computes_the_quantized_function(scheme: Scheme, tmp_path: Path) -> None:
+    model = Quantized(scheme).eval()
+    proto = onnx.load(to_onnx(model, torch.zeros(2, 2, 6, 6), tmp_path / "m.onnx"))
+    assert proto.opset_import[0].version == OPSET
+    stored = {tensor.name: tensor for tensor in proto.graph.initializer}
+    producers = {name: node for node in proto.graph.node for name in node.output}
+    weights = [producers[node.input[1]] for node in proto.graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
+    assert [node.op_type for node in weights] == ["DequantizeLinear"] * 3
+    for node in weights:
+        assert stored[node.input[0]].data_type == onnx.TensorProto.INT8
+        assert not onnx.numpy_helper.to_array(stored[node.input[2]]).any()
+    biases = [t for t in stored.values() if t.data_type == onnx.TensorProto.INT32]
+    assert len(biases) == (3 if scheme.quantized_bias else 0)
+    # No grid belongs to two quantizers, although these are equal.
+    quantizers = [node for node in proto.graph.node if node.op_type == "QuantizeLinear"]
+    assert len(quantizers) == 3
+    assert len({name for node in quantizers for name in node.input[1:]}) == 6
+    x = np.random.default_rng(0).normal(size=(5, 2, 6, 6)).astype(np.float32)
+    (got,) = ReferenceEvaluator(proto).run(None, {"input": x})
+    assert got == pytest.approx(model(torch.from_numpy(x)).detach().numpy(), abs=1e-5)
+
+
+def test_bytes_depend_on_the_model_alone(tmp_path: Path) -> None:
+    code = """
+import sys, torch
+from pathlib import Path
+from harness.tasks.models import create
+from hardware.export import to_onnx
+to_onnx(create("digits-cnn", 0), torch.zeros(2, 1, 8, 8), Path(sys.argv[1]))
+"""
+    root = Path(__file__).parents[2]
+    script = tmp_path / "elsewhere.py"
+    script.write_text(f"import sys\nsys.path.insert(0, {str(root)!r})\n" + "\n" * 7 + code)
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "a.onnx")],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout + done.stderr == ""  # the exporter's console noise
+    from harness.tasks.models import create
+
+    model = create("digits-cnn", 0)
+    for _ in range(2):
+        to_onnx(model, torch.ones(3, 1, 8, 8), tmp_path / "b.onnx")
+        content = (tmp_path / "b.onnx").read_bytes()
+        assert content == (tmp_path / "a.onnx").read_bytes()
+    assert str(tmp_path).encode() not in content
+    assert b"harness" not in content
+
+
+def test_the_model_is_left_as_it_was(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Dropout(), nn.BatchNorm1d(3).eval()).train(True)
+    model[2].eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    to_onnx(model, torch.randn(2, 3), tmp_path / "m.onnx")
+    assert [module.training for module in model] == [True, True, False]
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_attention_is_written_as_its_parts(tmp_path: Path) -> None:
+    model = nn.TransformerEncoderLayer(16, 2, dim_feedforward=8, batch_first=True).eval()
+    proto = onnx.load(to_onnx(model, torch.zeros(2, 5, 16), tmp_path / "m.onnx"))
+    x = torch.randn(3, 5, 16)
+    (got,) = ReferenceEvaluator(proto).run(None, {"input": x.numpy()})
+    with torch.no_grad():
+        assert got == pytest.approx(model(x).numpy(), abs=1e-4)
+
+
+class Branching(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.sum() > 0 else -x
+
+
+class Eigenvalues(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.linalg.eigvals(x).real
+
+
+class Raising(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        raise ArithmeticError("no such thing\nsecond line")
+
+
+class Two(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x, x + 1
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (Branching, r"Branching cannot be exported: .*data-dependent.*\(at test_export\.py:\d+: return x if x\.sum"),
+        (Eigenvalues, r"Eigenvalues cannot be written as ONNX: .*aten\.linalg_eig"),
+        (Raising, r"ArithmeticError: no such thing \(at test_export\.py:\d+"),
+        (Two, r"2 outputs"),
+    ],
+)
+def test_refusals_name_the_cause(
+    make: Callable[[], nn.Module], said: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ExportError, match=said) as raised:
+        to_onnx(make(), torch.randn(2, 4, 4), tmp_path / "m.onnx")
+    assert "\n" not in str(raised.value)
+    assert capfd.readouterr() == ("", "")
+    assert not (tmp_path / "m.onnx").exists()

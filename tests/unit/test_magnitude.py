@@ -1,0 +1,206 @@
+"""Magnitude pruning: which weights become zero, exactly how many, and that they stay zero."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from harness import registry
+from harness.contracts import Context, Scheme
+from harness.errors import SpecError, Unsupported
+from harness.training import Recipe, SGDTrainer
+from methods.pruning.magnitude import Magnitude, prunable_weights
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """On shared cores, several threads wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def context(**given: Any) -> Context:
+    nothing: dict[str, Any] = {
+        "data": None,
+        "recipe": None,
+        "trainer": None,
+        "scheme": Scheme(),
+        "input_shape": (1, 8, 8),
+    }
+    return Context(**{**nothing, "seed": 0, "scratch": Path(), **given})
+
+
+def network(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(216, 20), nn.ReLU(), nn.Linear(20, 10)
+    )
+
+
+def zeros(model: nn.Module) -> dict[str, int]:
+    return {name: int((weight == 0).sum()) for name, weight in prunable_weights(model).items()}
+
+
+@settings(max_examples=25, deadline=None)
+@given(sparsity=st.floats(0, 0.9))
+def test_global_zeroes_exactly_the_smallest_weights(sparsity: float) -> None:
+    model = network()
+    before = torch.cat([w.detach().flatten() for w in prunable_weights(model).values()])
+    pruned = Magnitude(sparsity=sparsity).compress(model, context())
+    after = torch.cat([w.detach().flatten() for w in prunable_weights(pruned).values()])
+    gone = after == 0
+    assert int(gone.sum()) == round(sparsity * len(before))
+    assert torch.equal(after[~gone], before[~gone])
+    if gone.any():
+        assert before[gone].abs().max() <= before[~gone].abs().min()
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.5, 0.93])
+def test_layer_scope_zeroes_exactly_that_share_of_every_layer(sparsity: float) -> None:
+    model = network()
+    pruned = Magnitude(sparsity=sparsity, scope="layer").compress(model, context())
+    assert zeros(pruned) == {n: round(sparsity * w.numel()) for n, w in prunable_weights(model).items()}
+
+
+def test_of_equal_magnitudes_the_first_go_first() -> None:
+    layer = nn.Linear(4, 2, bias=False)
+    nn.init.constant_(layer.weight, -0.5)
+    pruned = Magnitude(sparsity=0.5).compress(nn.Sequential(layer), context())
+    assert torch.equal(pruned[0].weight, torch.tensor([[0.0] * 4, [-0.5] * 4]))
+
+
+def test_biases_norms_and_the_given_model_are_untouched() -> None:
+    model = network()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    pruned = Magnitude(sparsity=0.9).compress(model, context()).state_dict()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    changed = {name for name, value in pruned.items() if not torch.equal(value, before[name])}
+    assert changed == {"0.weight", "4.weight", "6.weight"}
+
+
+def test_tied_weights_are_counted_once() -> None:
+    first, second = nn.Linear(8, 8), nn.Linear(8, 8)
+    second.weight = first.weight
+    pruned = Magnitude(sparsity=0.25).compress(nn.Sequential(first, second), context())
+    assert zeros(pruned) == {"0": 16}
+    assert pruned[0].weight is pruned[1].weight
+
+
+def test_it_says_which_layers() -> None:
+    said: list[str] = []
+    Magnitude(sparsity=0.5, scope="layer").compress(network(), context(progress=lambda _, text: said.append(text)))
+    assert said == ["zero weights: 0 50.0%, 4 50.0%, 6 50.0%"]
+
+
+def test_a_layer_pruned_away_is_named() -> None:
+    model = network()
+    with torch.no_grad():
+        model[4].weight.mul_(1e-6)
+    with pytest.raises(Unsupported, match=r"sparsity 0.98 \(global\) would zero all 4320 weights of layer '4'"):
+        Magnitude(sparsity=0.98).compress(model, context())
+    assert zeros(model) == {"0": 0, "4": 0, "6": 0}
+
+
+def test_no_prunable_layer_is_a_reason() -> None:
+    reason = Magnitude().unsupported(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4)), context())
+    assert reason is not None
+    assert "no convolution or linear layer" in reason
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"sparsity": 1.5}, r"sparsity: .*less than 1 \(got 1.5\)"),
+        ({"sparsity": 1.0}, "less than 1"),
+        ({"sparsity": -0.1}, "greater than or equal to 0"),
+        ({"sparsity": float("nan")}, "sparsity"),
+        ({"scope": "block"}, "'global' or 'layer'"),
+        ({"finetune_epochs": -1}, "finetune_epochs"),
+        ({"sparsty": 0.5}, "Did you mean 'sparsity'"),
+    ],
+)
+def test_bad_values_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        registry.create("method", "magnitude", values)
+
+
+def digits_context(seed: int = 0) -> Context:
+    data = registry.create("task", "digits-cnn", {}).data()
+    recipe = Recipe(epochs=4, batch_size=32, lr=0.05, weight_decay=5e-3)
+    return context(data=data, recipe=recipe, trainer=SGDTrainer(data=data, seed=seed))
+
+
+def validated(model: nn.Module, given: Context) -> float:
+    assert given.data is not None
+    with torch.inference_mode():
+        right = [(model(x).argmax(1) == y).double().sum() for x, y in given.data.validation(64)]
+    return float(sum(right)) / given.data.validation_size
+
+
+def test_finetuning_keeps_the_zeros_and_regains_accuracy() -> None:
+    given = digits_context()
+    assert given.trainer is not None
+    assert given.recipe is not None
+    model = network()
+    given.trainer(model, given.recipe)
+    pruned = Magnitude(sparsity=0.95).compress(model, given)
+    tuned = Magnitude(sparsity=0.95, finetune_epochs=4).compress(model, given)
+    for name, weight in prunable_weights(pruned).items():
+        again = prunable_weights(tuned)[name]
+        assert torch.equal(weight == 0, again == 0), f"{name}: momentum and weight decay must not revive zeros"
+        assert not torch.equal(weight, again), f"{name}: the kept weights are trained"
+    assert validated(tuned.eval(), given) > validated(pruned.eval(), given) + 0.05
+
+
+def test_finetuning_gives_the_same_bytes_for_the_same_seed() -> None:
+    first, second = (
+        Magnitude(sparsity=0.8, finetune_epochs=1).compress(network(), digits_context()).state_dict() for _ in range(2)
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_gradients_and_momentum_of_zeros_stay_zero() -> None:
+    model = network()
+    inputs = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    seen: list[int] = []
+
+    def trainer(
+        model: nn.Module, recipe: Recipe, *, after_step: Callable[[nn.Module], None] | None = None, loss: Any = None
+    ) -> dict[str, float]:
+        assert (recipe.epochs, recipe.lr) == (3, pytest.approx(0.01))
+        assert after_step is not None
+        pruned = {name: weight == 0 for name, weight in prunable_weights(model).items()}
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
+        for _ in range(recipe.epochs):
+            optimizer.zero_grad()
+            model(inputs).square().mean().backward()
+            optimizer.step()
+            after_step(model)
+            for name, weight in prunable_weights(model).items():
+                buffer = optimizer.state[weight]["momentum_buffer"]
+                assert buffer[pruned[name]].eq(0).all()
+                assert weight[pruned[name]].eq(0).all()
+                assert buffer[~pruned[name]].ne(0).any()
+                seen.append(int(pruned[name].sum()))
+        return {}
+
+    given = context(trainer=trainer, recipe=Recipe(epochs=9, lr=0.1))
+    tuned = Magnitude(sparsity=0.5, finetune_epochs=3).compress(model, given)
+    assert sum(seen) == 3 * round(0.5 * sum(w.numel() for w in prunable_weights(model).values()))
+    assert all(not weight._backward_hooks for weight in prunable_weights(tuned).values())
+
+
+def test_finetuning_without_data_is_a_reason() -> None:
+    reason = Magnitude(finetune_epochs=2).unsupported(network(), context())
+    assert reason is not None
+    assert "finetune_epochs=2 needs a task with training data" in reason

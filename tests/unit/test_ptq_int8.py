@@ -1,0 +1,371 @@
+"""ptq-int8: where quantizers go, what they hold, and what the runtimes make of it."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from hardware.artifacts import build_onnx
+from hardware.onnxruntime_cpu import OnnxRuntime
+from hardware.openvino_cpu import OpenVino
+from harness.contracts import Context, Hardware, Scheme
+from harness.errors import NotFinite, Unsupported
+from harness.fakequant import ActivationQuantizer, QuantizedConv2d, QuantizedLinear
+from harness.tasks.digits import Digits
+from harness.tasks.models import create
+from methods.quantization.graph import plan, trace
+from methods.quantization.ptq_int8 import BINS, PtqInt8, percentile_range
+
+
+@dataclasses.dataclass
+class Given:
+    """Training data made of one tensor."""
+
+    inputs: Tensor
+
+    @property
+    def train_size(self) -> int:
+        return len(self.inputs)
+
+    validation_size = 0
+
+    def train(
+        self, batch_size: int, *, seed: int, shuffle: bool = True, augment: bool = True
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        assert not augment
+        order = torch.randperm(len(self.inputs), generator=torch.Generator().manual_seed(seed))
+        for part in self.inputs[order].split(batch_size):
+            yield part, torch.zeros(len(part), dtype=torch.int64)
+
+    def validation(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter(())
+
+
+def context(inputs: Tensor | None, tmp_path: Path, scheme: Scheme | None = None, seed: int = 0) -> Context:
+    return Context(
+        data=None if inputs is None else Given(inputs),
+        recipe=None,
+        trainer=None,
+        scheme=scheme or Scheme(),
+        input_shape=(1, 1, 1) if inputs is None else tuple(inputs.shape[1:]),
+        seed=seed,
+        scratch=tmp_path,
+    )
+
+
+def noise(n: int, *shape: int) -> Tensor:
+    return torch.randn(n, *shape, generator=torch.Generator().manual_seed(7))
+
+
+def lively(model: nn.Module) -> nn.Module:
+    """Normalisation statistics as of a trained network, so that folding them is a real change."""
+    generator = torch.Generator().manual_seed(1)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            module.running_mean.normal_(0, 0.2, generator=generator)
+            module.running_var.uniform_(0.5, 1.5, generator=generator)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[nn.Module, Tensor, Tensor]:
+    """The digits network after a few epochs, its training inputs, and its test inputs."""
+    task = Digits()
+    model = task.model(0)
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for epoch in range(2):
+        for x, y in task.data().train(32, seed=epoch, augment=False):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    inputs = torch.cat([x for x, _ in task.data().train(256, seed=0, augment=False)])
+    tests = torch.cat([torch.from_numpy(x) for x, _ in task.test().batches(100)])
+    return model.eval(), inputs, tests
+
+
+def test_weights_lie_on_the_integer_grid_of_the_folded_layer(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    conv, norm = nn.Conv2d(2, 4, 3, bias=False), nn.BatchNorm2d(4)
+    model = lively(nn.Sequential(conv, norm, nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)))
+    x = noise(64, 2, 6, 6)
+    result = PtqInt8().compress(model, context(x, tmp_path))
+    layer = result.get_submodule("0")
+    assert isinstance(layer, QuantizedConv2d)
+    gain = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)  # type: ignore[union-attr]
+    weight = conv.weight.double() * gain[:, None, None, None]
+    bias = norm.bias.double() - norm.running_mean.double() * gain  # type: ignore[union-attr]
+    scale = weight.abs().flatten(1).amax(1) / 127
+    assert torch.allclose(layer.weight_scale.double(), scale, rtol=1e-6)
+    assert (layer.weight.double() - weight / scale[:, None, None, None]).abs().max() <= 0.5001
+    assert layer.weight.min() >= -127
+    # The input's range is the data's, widened to hold zero; its zero is exact.
+    quantizer = first(result)
+    assert isinstance(quantizer, ActivationQuantizer)
+    assert quantizer.scale.item() == pytest.approx((x.max() - x.min()).item() / 255, rel=1e-6)
+    assert quantizer(torch.zeros(1)).item() == 0
+    assert layer.bias is not None
+    step = scale * quantizer.scale.double()
+    assert (layer.bias.double() - bias / step).abs().max() <= 0.501
+    assert not [m for m in result.modules() if isinstance(m, nn.BatchNorm2d)]
+
+
+def first(model: nn.Module) -> nn.Module:
+    return next(m for m in model.modules() if isinstance(m, ActivationQuantizer))
+
+
+def test_the_model_given_is_untouched_and_the_result_repeatable(tmp_path: Path) -> None:
+    model = lively(create("resnet20", 0)).train()
+    before = copy.deepcopy(model.state_dict())
+    x = noise(40, 1, 28, 28)
+    one = PtqInt8(calibration_examples=32).compress(model, context(x, tmp_path))
+    two = PtqInt8(calibration_examples=32).compress(model, context(x, tmp_path))
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert model.training
+    assert not one.training
+    state = two.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in one.state_dict().items())
+    other = PtqInt8(calibration_examples=8).compress(model, context(x, tmp_path)).state_dict()
+    assert any(not torch.equal(value, other[name]) for name, value in one.state_dict().items())
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 4, 3, padding=1)
+        self.a = nn.Conv2d(4, 4, 3, padding=1)
+        self.b = nn.Conv2d(4, 4, 3, padding=1)
+        self.relu = nn.ReLU(inplace=True)  # one module, called three times
+        self.pool = nn.MaxPool2d(2)
+        self.fc = nn.Linear(36, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.stem(x))
+        y = self.b(self.relu(self.a(x)))
+        y += x
+        logits: Tensor = self.fc(self.pool(self.relu(y)).flatten(1))
+        return logits
+
+
+def test_one_quantizer_a_value_at_its_source(tmp_path: Path) -> None:
+    result = PtqInt8().compress(Residual().eval(), context(noise(16, 1, 6, 6), tmp_path))
+    assert isinstance(result, fx.GraphModule)
+    calls = [str(n.target) for n in result.graph.nodes if n.op == "call_module" and "quantizer" in str(n.target)]
+    # input; stem after ReLU; a after ReLU; b; sum after ReLU, repeated after the pooling and the flattening
+    assert len(set(calls)) == 5
+    assert len(calls) == 7
+    assert len(set(calls[-3:])) == 1
+    last = next(n for n in result.graph.nodes if n.op == "output").args[0]
+    assert last.target == "fc"  # the logits stay float
+    # The residual addition reads quantized values on both sides.
+    addition = next(n for n in result.graph.nodes if n.op == "call_function")
+    assert all("quantizer" in str(arg.target) for arg in addition.args)
+    for node in result.graph.nodes:
+        if node.op == "call_module" and "quantizer" not in str(node.target):
+            layer = result.get_submodule(str(node.target))
+            if isinstance(layer, QuantizedConv2d | QuantizedLinear):
+                grid = result.get_submodule(str(node.args[0].target))
+                assert isinstance(grid, ActivationQuantizer)
+                assert torch.equal(layer.bias_scale, grid.scale * layer.weight_scale)
+    # After a ReLU the range starts at zero, so that the ReLU costs nothing in integers.
+    assert [int(result.get_submodule(calls[i]).zero_point) for i in (1, 2, 4)] == [0, 0, 0]
+
+
+def test_a_float_residual_stream_stays_float() -> None:
+    steps = plan(trace(create("vit-tiny", 0)))
+    additions = [n for n in steps.observed if "add" in n.name]
+    assert additions == []
+    assert len(steps.layers) == 1 + 4 * 4 + 1
+    assert set(steps.kept_float.values()) == {"a product that is not a Conv2d or Linear module"}
+    assert len(steps.kept_float) == 4  # one attention in each block
+
+
+def test_layers_called_twice_and_other_layers_are_left_and_named(tmp_path: Path) -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.twice = nn.Linear(4, 4)
+            self.once = nn.Linear(4, 4)
+            self.wide = nn.Conv1d(1, 1, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.wide(self.once(self.twice(self.twice(x)))[:, None])[:, 0]
+            return y
+
+    model = Odd().eval()
+    x = noise(16, 4)
+    result = PtqInt8().compress(model, context(x, tmp_path))
+    assert isinstance(result, fx.GraphModule)
+    assert result.meta["kept_float"] == {
+        "twice": "called 2 times, with inputs of different ranges",
+        "wide": "no integer form of Conv1d",
+    }
+    assert isinstance(result.once, QuantizedLinear)
+    assert type(result.twice) is nn.Linear
+    assert (result(x) - model(x)).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("name", ["lenet-300-100", "mobilenet-tiny", "convnext-tiny-ish", "vit-tiny", "resnet20"])
+def test_every_family_stays_close_to_its_float_model(name: str, tmp_path: Path) -> None:
+    model = lively(create(name, 0))
+    x = noise(64, 1, 28, 28)
+    result = PtqInt8().compress(model, context(x, tmp_path))
+    with torch.no_grad():
+        exact, rounded = model(x), result(x)
+    error = ((exact - rounded).square().mean() / exact.var()).item()
+    assert 0 < error < 0.02  # a signal-to-noise ratio of more than 17 dB
+    left = [m for m in result.modules() if type(m) in (nn.Conv2d, nn.Linear)]
+    assert left == []
+
+
+def test_percentiles_clip_outliers_that_extremes_follow(tmp_path: Path) -> None:
+    x = noise(100, 50)
+    x[3, 3] = 1000.0
+    model = nn.Sequential(nn.Linear(50, 5)).eval()
+    widest = first(PtqInt8().compress(model, context(x, tmp_path)))
+    clipped = first(PtqInt8(range="percentile", percentile=99.9).compress(model, context(x, tmp_path)))
+    everything = first(PtqInt8(range="percentile", percentile=100).compress(model, context(x, tmp_path)))
+    assert widest.scale.item() * 255 > 1000  # type: ignore[union-attr,operator]
+    assert clipped.scale.item() * 255 < 10  # type: ignore[union-attr,operator]
+    assert everything.scale.item() == pytest.approx(widest.scale.item(), rel=1e-6)  # type: ignore[union-attr,operator]
+
+
+def test_a_histogram_s_percentile_is_numpy_s_to_a_bin() -> None:
+    values = np.random.default_rng(0).normal(size=100_000).astype(np.float32)
+    low, high = float(values.min()), float(values.max())
+    counts = torch.histc(torch.from_numpy(values), BINS, low, high).double()
+    for p in (90.0, 99.0, 99.9):
+        got = percentile_range(counts, low, high, p)
+        assert got == pytest.approx(np.percentile(values, [100 - p, p]), abs=3 * (high - low) / BINS)
+    assert percentile_range(counts, low, high, 100.0) == pytest.approx((low, high))
+    assert percentile_range(torch.zeros(BINS), 2.0, 2.0, 99.0) == (2.0, 2.0)
+
+
+def test_the_target_s_scheme_is_followed(tmp_path: Path) -> None:
+    scheme = Scheme(activation="s8", activation_symmetric=True, weight_per_channel=False, quantized_bias=False)
+    result = PtqInt8().compress(Residual().eval(), context(noise(16, 1, 6, 6), tmp_path, scheme))
+    for module in result.modules():
+        if isinstance(module, ActivationQuantizer):
+            assert module.zero_point.dtype == torch.int8
+            assert int(module.zero_point) == 0
+        elif isinstance(module, QuantizedConv2d | QuantizedLinear):
+            assert module.weight_scale.ndim == 0
+            assert module.bias is not None
+            assert module.bias.dtype == torch.float32
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.fc(x)
+        return y if y.sum() > 0 else -y
+
+
+def test_what_cannot_be_quantized_has_a_reason(tmp_path: Path) -> None:
+    method, x = PtqInt8(), noise(8, 4)
+    fine = nn.Sequential(nn.Linear(4, 4))
+    assert method.unsupported(fine, context(x, tmp_path)) is None
+    no_data = method.unsupported(fine, context(None, tmp_path))
+    assert no_data is not None
+    assert "calibration data" in no_data
+    branching = method.unsupported(Branching(), context(x, tmp_path))
+    assert branching is not None
+    assert "Branching at test_ptq_int8.py" in branching
+    assert "y.sum() > 0" in branching
+    empty = method.unsupported(nn.ReLU(), context(x, tmp_path))
+    assert empty is not None
+    assert "no Conv2d or Linear" in empty
+    twice = method.unsupported(method.compress(fine, context(x, tmp_path)), context(x, tmp_path))
+    assert twice == "the model is quantized already"
+    with pytest.raises(Unsupported, match="calibration data"):
+        method.compress(fine, context(None, tmp_path))
+    x[2, 1] = float("nan")
+    with pytest.raises(NotFinite, match="NaN"):
+        method.compress(fine, context(x, tmp_path))
+
+
+@pytest.mark.parametrize(
+    "bad", [{"percentile": 50}, {"percentile": 100.1}, {"range": "mean"}, {"calibration_examples": 0}, {"bits": 4}]
+)
+def test_impossible_parameters_are_refused(bad: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        PtqInt8(**bad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("hardware", [OnnxRuntime(), OpenVino()], ids=["onnxruntime", "openvino"])
+def test_digits_in_integers_agree_with_the_quantized_module(
+    hardware: Hardware, digits: tuple[nn.Module, Tensor, Tensor], tmp_path: Path
+) -> None:
+    if reason := hardware.unavailable():
+        pytest.skip(reason)
+    model, inputs, tests = digits
+    result = PtqInt8().compress(model, context(inputs, tmp_path, hardware.scheme))
+    floats = hardware.build(model, inputs[:2], tmp_path / "f32")
+    artifact = hardware.build(result, inputs[:2], tmp_path / "int8")
+    deployed = hardware.load(artifact, threads=1, batch=tuple(tests.shape))
+    deployed.bind(tests.numpy())
+    deployed()
+    got = deployed.fetch()
+    with torch.no_grad():
+        simulated, exact = result(tests).numpy(), model(tests).numpy()
+    assert deployed.effective["precision"] == "int8"
+    # Kernels may round a tie the other way: a step or two of the last grid.
+    assert np.abs(got - simulated).max() <= 0.05 * np.abs(simulated).max()
+    assert (got.argmax(1) == simulated.argmax(1)).mean() >= 0.99
+    assert (got.argmax(1) == exact.argmax(1)).mean() >= 0.98
+    weights = sum(p.numel() for p in model.parameters() if p.ndim > 1)
+    assert floats.stat().st_size - artifact.stat().st_size > 2.6 * weights
+    assert floats.stat().st_size / artifact.stat().st_size > 3
+
+
+RESNET_KERNELS = {
+    "onnxruntime": (OnnxRuntime(), {"QLinearConv:int8": 21, "QLinearAdd:u8": 9, "QGemm:int8": 1}),
+    "openvino": (OpenVino(), {"Convolution:int8": 21, "FullyConnected:int8": 1}),
+}
+
+
+@pytest.fixture(scope="module")
+def resnet(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Hardware], tuple[nn.Module, Path]]:
+    """The quantized ResNet-20 and its artifact, made once for each scheme."""
+
+    @functools.cache
+    def made(scheme: Scheme, build: Callable[..., Path]) -> tuple[nn.Module, Path]:
+        folder, x = tmp_path_factory.mktemp("resnet20"), noise(32, 1, 28, 28)
+        result = PtqInt8().compress(lively(create("resnet20", 0)), context(x, folder, scheme))
+        return result, build(result, x[:2], folder)
+
+    return lambda hardware: made(hardware.scheme, build_onnx)
+
+
+@pytest.mark.parametrize("name", RESNET_KERNELS)
+def test_every_convolution_of_resnet20_runs_in_integers(
+    name: str, resnet: Callable[[Hardware], tuple[nn.Module, Path]]
+) -> None:
+    hardware, wanted = RESNET_KERNELS[name]
+    if reason := hardware.unavailable():
+        pytest.skip(reason)
+    x = noise(32, 1, 28, 28)
+    result, artifact = resnet(hardware)
+    deployed = hardware.load(artifact, threads=1, batch=(8, 1, 28, 28))
+    assert wanted.items() <= deployed.effective["kernels"].items()
+    assert deployed.effective["mac_share"] == {"int8": 1.0}
+    deployed.bind(x[:8].numpy())
+    deployed()
+    with torch.no_grad():
+        expected = result(x[:8]).numpy()
+    assert np.abs(deployed.fetch() - expected).max() <= 0.1 * expected.std()

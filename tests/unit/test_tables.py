@@ -1,0 +1,150 @@
+"""Tables: what a cell says, what a missing value says, and that the three formats can be read back."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from harness.errors import UnknownName
+from results import queries, records, tables
+from results.store import Store
+from tests.unit.factories import predictions, record, unmeasured
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    store = Store(tmp_path_factory.mktemp("tables") / "assay.duckdb")
+    small = {"sha256": "f" * 64, "size_bytes": 1000, "zstd_bytes": 900, "files": ["m"], "format": "onnx"}
+    right = [True] * 900 + [False] * 100
+    for item in (
+        record(latency_ns=[2_000_000] * 70, **predictions(right)),
+        record(
+            chain=[{"name": "magnitude", "sparsity": 0.5, "scope": "global"}], **predictions([*right[6:], *right[:6]])
+        ),
+        record(
+            chain=[{"name": "magnitude", "sparsity": 0.9, "scope": "global"}],
+            energy=[],
+            reasons={"energy": "switched off"},
+        ),
+        record(
+            chain=[{"name": "magnitude", "sparsity": 0.5, "scope": "layer"}, {"name": "ptq-int8", "bits": 8}],
+            artifact=small,
+            latency_ns=[500_000] * 70,
+            **predictions(right[::-1]),
+        ),
+        unmeasured("failed", "100 % of a_b & c", seed=4),
+    ):
+        records.write(store.folder, records.checked("record", item))
+    store.sync()
+    return queries.select(store.path, "latest")
+
+
+def ok(rows: list[dict[str, Any]]) -> list[Any]:
+    return tables.ordered([row for row in rows if row["status"] == "ok"], None)
+
+
+def cells(markdown: str) -> list[list[str]]:
+    lines = [line for line in markdown.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in [lines[0], *lines[2:]]]
+
+
+def test_markdown_says_what_a_reader_wants(rows: list[dict[str, Any]]) -> None:
+    text = tables.render(tables.build(ok(rows), tables.columns(None)), "md")
+    header, baseline, *others = cells(text)
+    assert header[:4] == ["Task", "Method", "Hardware", "Precision"]
+    found = dict(zip(header, baseline, strict=True))
+    assert found["Method"] == "baseline"
+    assert found["Accuracy % [95 %]"] == "90.00 [87.98, 91.71]"
+    assert (found["Δ points"], found["Speed-up"], found["p50 ms"], found["Size kB"]) == (
+        "0.00",
+        "1.00×",
+        "2.00",
+        "4.00",
+    )
+    assert found["Energy mJ"] == "20.0 modelled"
+    chained = dict(zip(header, next(row for row in others if "ptq-int8" in row[1]), strict=True))
+    assert chained["Method"] == "magnitude (scope=layer, sparsity=0.5) > ptq-int8"
+    assert (chained["Ratio"], chained["Speed-up"]) == ("4.00×", "4.00×")
+    assert chained["Δ points"] == "0.00 (p = 1.00)"
+
+
+def test_a_missing_value_is_a_dash_with_its_reason(rows: list[dict[str, Any]]) -> None:
+    text = tables.render(tables.build(ok(rows), ["method", "energy_j", "energy_ratio", "latency_p99_ms"]), "md")
+    assert "– [1]" in text
+    assert "[1] 70 samples; p99 needs 662" in text
+    assert re.search(r"\[\d\] switched off", text)
+    assert "| 0 " not in text
+
+
+def test_rows_that_do_not_compare_are_said_so(rows: list[dict[str, Any]]) -> None:
+    same, other = (
+        ok(rows)[0],
+        {**ok(rows)[0], "machine_id": "m2", "threads": 2, "settings": "{}", "energy_method": "measured_counter"},
+    )
+    assert tables.comparability([same, same]) == []
+    notes = " ".join(tables.comparability([same, other]))
+    for text in ("2 machines", "2 different settings", "2 different thread counts", "measured_counter and modelled"):
+        assert text in notes
+
+
+def test_latex_is_escaped_and_rectangular(rows: list[dict[str, Any]]) -> None:
+    chosen = tables.ordered(rows, None)
+    text = tables.render(tables.build(chosen, ["task", "method", "status", "reason", "speedup"], "latex"), "latex")
+    assert r"100 \% of a\_b \& c" in text
+    assert r"$\times$" in text
+    assert text.index(r"\toprule") < text.index(r"\midrule") < text.index(r"\bottomrule")
+    table = text[: text.index(r"\bottomrule")]
+    lines = [line for line in table.splitlines() if line.endswith(r"\\")]
+    assert {len(re.findall(r"(?<!\\)&", line)) for line in lines} == {4}
+    assert not re.search(r"(?<!\\)[%_#]", table[table.index(r"\midrule") :])
+
+
+def test_csv_gives_raw_values_back(rows: list[dict[str, Any]]) -> None:
+    names = ["run_id", "chain", "accuracy", "energy_j"]
+    chosen = ok(rows)
+    read = list(csv.DictReader(io.StringIO(tables.render(tables.build(chosen, names, "csv"), "csv"))))
+    assert [row["chain"] for row in read] == [row["chain"] for row in chosen]
+    assert [float(row["accuracy"]) for row in read] == [row["accuracy"] for row in chosen]
+    assert [row["energy_j"] == "" for row in read] == [row["energy_j"] is None for row in chosen]
+
+
+def test_sorting_puts_missing_values_last(rows: list[dict[str, Any]]) -> None:
+    for sort, reverse in (("energy_j", False), ("-energy_j", True)):
+        values = [row["energy_j"] for row in tables.ordered(rows, sort)]
+        there = [value for value in values if value is not None]
+        assert there == sorted(there, reverse=reverse)
+        assert values[len(there) :] == [None] * (len(values) - len(there))
+
+
+def test_unknown_columns_get_the_nearest(rows: list[dict[str, Any]]) -> None:
+    with pytest.raises(UnknownName, match="Did you mean 'speedup'"):
+        tables.columns("task,speed_up")
+    with pytest.raises(UnknownName, match="Did you mean 'accuracy'"):
+        tables.ordered(rows, "-acuracy")
+
+
+def test_older_results_of_the_same_cell_are_left_out(rows: list[dict[str, Any]]) -> None:
+    old, new = rows[0], {**rows[0], "run_id": "9", "created_at": "2027-01-01T00:00:00+00:00", "cell_hash": "other"}
+    assert tables.newest_per_cell([new, old, rows[1]]) == ([new, rows[1]] if rows[0] is old else [], 1)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0"), (0.012345, "0.0123"), (4.5678, "4.57"), (12345.6, "12346"), (999.6, "1000"), (1e-7, "0.000000100")],
+)
+def test_three_significant_digits(value: float, text: str) -> None:
+    assert tables.significant(value) == text
+
+
+def test_the_terminal_table_has_the_same_cells(rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=240)
+    console.print(tables.console_table(ok(rows), ["method", "speedup", "energy_j"]))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "4.00×" in shown
+    assert "[1] switched off" in shown
