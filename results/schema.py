@@ -109,7 +109,8 @@ def _comments(item: Documented) -> str:
         return "'" + text.replace("'", "''") + "'"
 
     lines = [f"COMMENT ON {item.kind} {item.name} IS {quoted(item.text)};\n"]
-    lines += [f"COMMENT ON COLUMN {item.name}.{name} IS {quoted(text)};\n" for name, text in item.columns.items()]
+    if item.name != "latest":  # its columns are those of runs; a comment on a view's column binds the whole view
+        lines += [f"COMMENT ON COLUMN {item.name}.{name} IS {quoted(text)};\n" for name, text in item.columns.items()]
     return "".join(lines)
 
 

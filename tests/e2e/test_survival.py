@@ -53,8 +53,11 @@ def test_two_sweeps_into_one_database_share_the_work(home: Path) -> None:
 
 def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(home: Path) -> None:
     path = spec(home.parent, behaviour="hang", batches=[1])
-    with start(home, "run", path) as sweep:
-        time.sleep(6)
+    mark = home.parent / "hangs"
+    with start(home, "run", path, FAKE_HANGS=str(mark)) as sweep:
+        while not mark.exists():
+            assert sweep.poll() is None
+            time.sleep(0.05)
         sweep.send_signal(signal.SIGINT)
         out, err = sweep.communicate(timeout=60)
     assert sweep.returncode == 130

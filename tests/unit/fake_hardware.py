@@ -40,6 +40,8 @@ class Constant:
             case "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
             case "hang":
+                if mark := os.environ.get("FAKE_HANGS"):
+                    Path(mark).touch()
                 time.sleep(600)
             case "raise":
                 raise RuntimeError("the fake runtime broke")

@@ -246,7 +246,7 @@ def test_an_honest_extra_node_is_accepted(tmp_path: Path) -> None:
 def test_truncated_files_are_refused(keep: int, tmp_path: Path) -> None:
     path = modelfile.save(nn.Linear(20, 20), tmp_path / "m")
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(DataError, match="(?i)model file"):
+    with pytest.raises(DataError, match=r"(?i)model file"):
         modelfile.load(path)
 
 

@@ -47,7 +47,8 @@ def test_every_column_is_documented_with_a_unit_in_file_and_database(tmp_path: P
             for column, text in item.columns.items():
                 assert text.endswith(")"), f"{name}.{column}: {text}"
         comments = connection.execute(
-            "SELECT table_name, column_name, comment FROM duckdb_columns() WHERE NOT internal"
+            "SELECT table_name, column_name, comment FROM duckdb_columns() "
+            "WHERE NOT internal AND table_name <> 'latest'"
         )
         for table, column, comment in comments.fetchall():
             assert comment == schema.documented()[table].columns[column]

@@ -33,7 +33,10 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
             reasons={"energy": "switched off"},
         ),
         record(
-            chain=[{"name": "magnitude", "sparsity": 0.5, "scope": "layer"}, {"name": "ptq-int8", "bits": 8}],
+            chain=[
+                {"name": "magnitude", "sparsity": 0.5, "scope": "layer"},
+                {"name": "ptq-int8", "bits": 8, "n": 50},
+            ],
             artifact=small,
             latency_ns=[500_000] * 70,
             **predictions(right[::-1]),
@@ -69,7 +72,7 @@ def test_markdown_says_what_a_reader_wants(rows: list[dict[str, Any]]) -> None:
     )
     assert found["Energy mJ"] == "20.0 modelled"
     chained = dict(zip(header, next(row for row in others if "ptq-int8" in row[1]), strict=True))
-    assert chained["Method"] == "magnitude (scope=layer, sparsity=0.5) > ptq-int8"
+    assert chained["Method"] == "magnitude (scope=layer, sparsity=0.5) > ptq-int8 (bits=8)"
     assert (chained["Ratio"], chained["Speed-up"]) == ("4.00×", "4.00×")
     assert chained["Δ points"] == "0.00 (p = 1.00)"
 

@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Small models on many threads spend their time waiting for one another, most of all on a busy machine.
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _home(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests must never touch the user's own results."""
+    os.environ["ASSAY_HOME"] = str(tmp_path_factory.mktemp("assay") / "home")
+
+
+@pytest.fixture(autouse=True)
+def _folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nor leave files where they were started."""
+    monkeypatch.chdir(tmp_path)
