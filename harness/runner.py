@@ -261,7 +261,7 @@ class _Forge:
     def run(self, job: Mapping[str, Any], timeout: float, progress: Callable[[float, str], None]) -> dict[str, Any]:
         if self._worker is None or not self._worker.alive:
             self.close()
-            self._worker = Worker(environment.cores(), self.trusted)
+            self._worker = Worker(environment.cores(), self.trusted, patient=True)
         return self._worker.run(job, timeout=timeout, progress=progress)
 
     def close(self) -> None:

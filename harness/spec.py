@@ -224,7 +224,8 @@ class Spec:
         Returns
         -------
         list of Cell
-            Without duplicates, in the order written: task, method, hardware, seed, threads, batch size.
+            Without duplicates. The methods vary fastest: what is compared with one another (equal task, seed, hardware,
+            threads and batch size) runs within seconds, so that a machine's slow drift is not taken for a speed-up.
 
         Raises
         ------
@@ -243,14 +244,14 @@ class Spec:
         energy = self._settings(EnergySettings, "energy")
         axes = (
             self._items("task"),
-            self._chains(),
-            self._items("hardware"),
             self._integers("seed", minimum=0),
+            self._items("hardware"),
             self._integers("threads", minimum=1),
             self._integers("batch_size", minimum=1),
+            self._chains(),
         )
         found: dict[str, Cell] = {}
-        for task, chain, hardware, seed, threads, batch_size in itertools.product(*axes):
+        for task, seed, hardware, threads, batch_size, chain in itertools.product(*axes):
             cell = Cell(
                 task=task,
                 chain=chain,

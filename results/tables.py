@@ -26,6 +26,7 @@ DEFAULT_COLUMNS = (
     "accuracy_delta",
     "size_bytes",
     "compression_ratio",
+    "zstd_compression_ratio",
     "latency_p50_ms",
     "speedup",
     "energy_j",
@@ -196,11 +197,14 @@ def comparability(rows: Sequence[Row]) -> list[str]:
         ("settings", "Rows were measured under {} different settings (column settings)."),
         ("threads", "Rows use {} different thread counts (column threads)."),
         ("seed", "Rows use {} different seeds (column seed)."),
-        ("packages", "Rows were measured with {} different sets of package versions (column packages)."),
     ):
         count = len({row[name] for row in rows})
         if count > 1:
             notes.append(text.format(count))
+    # Each runtime brings packages of its own: versions differ only where one runtime was used with several.
+    versions = {(row["hardware"], row["packages"]) for row in rows}
+    if len(versions) > len({hardware for hardware, _ in versions}):
+        notes.append("Rows of one runtime were measured with different package versions (column packages).")
     methods = {row["energy_method"] for row in rows if row["energy_method"]}
     if len(methods) > 1:
         notes.append(f"Energy is {' and '.join(sorted(methods))}: these do not compare with one another.")

@@ -168,8 +168,9 @@ def _rows(outcome: Outcome, db: Path) -> list[dict[str, Any]]:
 
 
 def _show_outcome(outcome: Outcome, rows: list[dict[str, Any]], db: Path) -> None:
-    from results.tables import console_table
     from rich.console import Console
+
+    from results.tables import console_table
 
     # A pipe or a log has no width: rows must not be folded to rich's default of 80 columns there.
     Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(console_table(rows, _SUMMARY))
@@ -208,7 +209,7 @@ def validate(specs: tuple[str, ...], as_json: bool) -> None:
 
 _SUMMARY = (
     *("task", "method", "hardware", "precision", "batch_size", "accuracy", "size_bytes", "compression_ratio"),
-    *("latency_p50_ms", "speedup", "energy_j"),
+    *("zstd_compression_ratio", "latency_p50_ms", "speedup", "energy_j"),
 )
 _KINDS = ("tasks", "methods", "hardware", "specs", "papers", "runs")
 

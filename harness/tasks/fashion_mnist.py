@@ -34,6 +34,17 @@ class FashionMnist:
 
     500 training images of each class are held back for validation.
 
+    Test accuracy of the baselines, measured with the recipes of :data:`RECIPES` on a 2-core x86 server CPU with AVX-512 (other
+    CPUs and thread counts round differently, which moves it by a few tenths of a point):
+
+    ================== ========== =============== =============== ===============
+    network            parameters seed 0          seed 1          CPU time
+    ================== ========== =============== =============== ===============
+    lenet-300-100         266,610 89.87 %         89.80 %         25 s
+    lenet5-caffe          431,080 91.86 %         91.83 %         150 s
+    resnet20              272,186 93.67 %         not measured    38 min
+    ================== ========== =============== =============== ===============
+
     Parameters
     ----------
     architecture : str
