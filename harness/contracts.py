@@ -13,7 +13,7 @@ command line can read them in milliseconds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
@@ -321,6 +321,14 @@ class Store(Protocol):
 
     def sync(self) -> int:
         """Take up record files that are not in the database yet; return how many."""
+        ...
+
+    def record(self, run_id: str) -> Mapping[str, JSON]:
+        """The stored record of a run."""
+        ...
+
+    def add_claims(self, paper: str, claims: Iterable[Mapping[str, JSON]]) -> list[str]:
+        """Keep the verdicts on a paper's claims; returns their ids."""
         ...
 
     def finished(self, cell_hashes: Sequence[str]) -> Mapping[str, Mapping[str, JSON]]:

@@ -22,8 +22,8 @@ from typing import Any, Literal
 
 from harness import environment, paths, registry
 from harness.canonical import digest
-from harness.contracts import Store
-from harness.errors import InputError
+from harness.contracts import Store, Task
+from harness.errors import InputError, Unavailable
 from harness.executor import JobError, Worker
 from harness.filters import Filter
 from harness.prepare import code_hash
@@ -126,23 +126,25 @@ def plan(spec: Spec, only: Filter | None = None) -> list[Planned]:
     commit, dirty = git_state()
     machine = environment.machine()
     planned = []
+    data: dict[str, str | None] = {}
     for cell in spec.cells():
         if only and not only.accepts(cell.row()):
             continue
-        task, hardware = build("task", cell.task), build("hardware", cell.hardware)
+        hardware = build("hardware", cell.hardware)
         packages = versions([*_CORE_PACKAGES, *hardware.packages])
         hashes = {
             "task_hash": code_hash("task", cell.task),
             "method_hash": digest([code_hash("method", step) for step in cell.chain]),
             "hardware_hash": code_hash("hardware", cell.hardware),
         }
-        own = ":" in cell.task["name"]
+        name = digest(cell.task)
+        if name not in data:
+            data[name] = _data_hash(cell)
         identity = {
             "cell": cell.to_json(),
             **hashes,
             "core": source_hash("harness.measure.run", "harness.prepare", "harness.training"),
-            # A user's own task runs the user's code: that happens in the worker only.
-            "data": None if own or task.unavailable() else task.dataset_hash(),
+            "data": data[name],
             "packages": packages,
             "machine": machine["machine_id"],
         }
@@ -162,6 +164,18 @@ def plan(spec: Spec, only: Filter | None = None) -> list[Planned]:
             f"No cell of {spec.name!r} is left to run: --only accepts none. See `assay run {spec.name} --dry-run`."
         )
     return planned
+
+
+def _data_hash(cell: Cell) -> str | None:
+    """Hash of the cell's data set, or None where it is not known before the run."""
+    # A user's own task runs the user's code: that happens in the worker only.
+    if ":" in cell.task["name"]:
+        return None
+    task: Task = build("task", cell.task)
+    try:
+        return task.dataset_hash()
+    except Unavailable:
+        return None
 
 
 def _ignore(event: Event) -> None:
@@ -420,6 +434,5 @@ def run(spec: Spec, *, db: Path | None = None, rerun: bool = False, timeout: flo
         return outcome.records[0]
     if outcome.interrupted:
         raise KeyboardInterrupt
-    store: Any = open_store(db)
     (row,) = outcome.kept.values()
-    return Record.from_json(store.record(row["run_id"]))
+    return Record.from_json(open_store(db).record(row["run_id"]))

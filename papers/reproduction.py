@@ -100,6 +100,5 @@ def reproduce(
     found = latest_of_cells(db, [item.cell_hash for item in outcome.planned])
     judged = verdicts.judge(paper.claims, list(found.values()))
     if not outcome.interrupted:
-        store: Any = open_store(db)
-        store.add_claims(paper.key, [item.to_json() for item in judged if item.verdict is not None])
+        open_store(db).add_claims(paper.key, [item.to_json() for item in judged if item.verdict is not None])
     return Reproduction(paper=paper, verdicts=judged, interrupted=outcome.interrupted)

@@ -144,6 +144,18 @@ class Store:
             found = rows(connection, newest, [list(cell_hashes)])
         return {row["cell_hash"]: row for row in found}
 
+    def record(self, run_id: str) -> dict[str, Any]:
+        """The stored record of a run, from its file.
+
+        Raises
+        ------
+        StoreError
+            If there is no such file, or it is damaged.
+        """
+        for path in self.folder.glob(f"*/{run_id}.json"):
+            return dict(records.read(path).value)
+        raise StoreError(f"{self.folder}: no record file of run {run_id!r}. `assay db check` tells what is missing.")
+
     def _add(self, batch: Sequence[Stored]) -> None:
         for stored in batch:
             records.write(self.folder, stored)

@@ -30,16 +30,19 @@ class _Group(click.Group):
         return super().resolve_command(ctx, args)
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+_HELP = """Weigh compressed neural networks: size, latency, energy and accuracy on real runtimes.
+
+\b
+assay run quickstart      measure, into ./runs/assay.duckdb
+assay table               read the results
+assay doctor              what this machine can do
+"""  # \b keeps click from joining the lines
+
+
+@click.group(cls=_Group, help=_HELP, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="assay-bench", prog_name="assay")
 def cli() -> None:
-    r"""Weigh compressed neural networks: size, latency, energy and accuracy on real runtimes.
-
-    \b
-    assay run quickstart      measure, into ./runs/assay.duckdb
-    assay table               read the results
-    assay doctor              what this machine can do
-    """
+    """Hold the commands."""
 
 
 for _command in (run, validate, ls, show, table, plot, reproduce, db, doctor):

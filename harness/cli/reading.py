@@ -155,7 +155,14 @@ def db_check(ctx: click.Context, db_path: Path | None, as_json: bool) -> None:
 @click.option("--columns", metavar="A,B,...", help="Columns of the view runs. Default: what a reader wants first.")
 @click.option("--where", metavar="EXPR", help=_WHERE_HELP)
 @click.option("--sort", metavar="COLUMN", help="Sort within each task; -COLUMN for descending.")
-@click.option("--format", "fmt", type=click.Choice(["md", "latex", "csv"]), default="md", show_default=True)
+@click.option(
+    "--format",
+    "fmt",
+    type=click.Choice(["md", "latex", "csv"]),
+    default="md",
+    show_default=True,
+    help="Markdown, LaTeX (booktabs), or CSV with raw values.",
+)
 @click.option(
     "--all", "everything", is_flag=True, help="Every run, of any status; default: the newest ok run of each cell."
 )

@@ -162,6 +162,8 @@ def _rows(outcome: Outcome, db: Path) -> list[dict[str, Any]]:
     """The newest ``runs`` row of each cell that was asked for."""
     from results.queries import latest_of_cells
 
+    if not db.exists():  # interrupted before the first record
+        return []
     order = [item.cell_hash for item in outcome.planned]
     found = latest_of_cells(db, order)
     return [found[key] for key in order if key in found]

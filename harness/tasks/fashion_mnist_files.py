@@ -79,8 +79,13 @@ def folder_hash() -> str:
     return digest([file.sha256 for file in FILES.values()])
 
 
-def locate() -> dict[str, Path]:
+def locate(download: bool = True) -> dict[str, Path]:
     """Find the four files in the folders of ``ASSAY_DATA``, Debian's package or the download folder, or download them.
+
+    Parameters
+    ----------
+    download : bool
+        Whether to download what is nowhere; if not, that is Unavailable.
 
     Returns
     -------
@@ -99,14 +104,16 @@ def locate() -> dict[str, Path]:
         if not named.is_dir():
             raise DataError(f"ASSAY_DATA names {named}, which is not a folder. Correct or unset ASSAY_DATA.")
         folders += [named, named / "fashion-mnist", named / "FashionMNIST" / "raw"]
-    download = paths.home() / "data"
-    for folder in [*folders, DEBIAN, download / "FashionMNIST" / "raw"]:
+    own = paths.home() / "data"
+    for folder in [*folders, DEBIAN, own / "FashionMNIST" / "raw"]:
         if found := _inside(folder):
             return found
-    _download(download)
-    if found := _inside(download / "FashionMNIST" / "raw"):
+    if not download:
+        raise Unavailable(f"Fashion-MNIST is not on this machine yet. {REMEDY}")
+    _download(own)
+    if found := _inside(own / "FashionMNIST" / "raw"):
         return found
-    raise Unavailable(f"Fashion-MNIST: the download into {download} left no files. {REMEDY}")
+    raise Unavailable(f"Fashion-MNIST: the download into {own} left no files. {REMEDY}")
 
 
 def _inside(folder: Path) -> dict[str, Path] | None:
