@@ -294,12 +294,14 @@ class Spec:
 
     def _items(self, key: registry.Kind) -> list[dict[str, Any]]:
         return [
-            resolved for where, item in _listed(getattr(self, key), key) for resolved in self._resolve(key, item, where)
+            resolved
+            for where, item in _listed(self.source, getattr(self, key), key)
+            for resolved in self._resolve(key, item, where)
         ]
 
     def _chains(self) -> list[tuple[dict[str, Any], ...]]:
         chains: list[tuple[dict[str, Any], ...]] = []
-        for where, item in _listed(self.method, "method"):
+        for where, item in _listed(self.source, self.method, "method"):
             if isinstance(item, Mapping) and "chain" in item:
                 extra = [key for key in item if key != "chain"]
                 if extra:
@@ -309,10 +311,9 @@ class Spec:
                 if isinstance(item["chain"], str | Mapping):
                     raise SpecError(f"{self.source}: {where}.chain: must be a list of methods (got {item['chain']!r})")
                 steps = [
-                    list(self._resolve("method", step, at)) for at, step in _listed(item["chain"], f"{where}.chain")
+                    list(self._resolve("method", step, at))
+                    for at, step in _listed(self.source, item["chain"], f"{where}.chain")
                 ]
-                if not steps:
-                    raise SpecError(f"{self.source}: {where}.chain: the list is empty; name at least one method.")
                 chains += itertools.product(*steps)
             else:
                 chains += [(resolved,) for resolved in self._resolve("method", item, where)]
@@ -343,12 +344,12 @@ class Spec:
             yield {"name": name, **parameters(built)}
 
 
-def _listed(value: Any, key: str) -> list[tuple[str, Any]]:
+def _listed(source: str, value: Any, key: str) -> list[tuple[str, Any]]:
     if isinstance(value, str | Mapping):
         return [(key, value)]
     if isinstance(value, Sequence) and value:
         return [(f"{key}[{index}]", item) for index, item in enumerate(value)]
-    raise SpecError(f"{key}: give at least one name (got {value!r}).")
+    raise SpecError(f"{source}: {key}: the list is empty, or no list; give at least one name (got {value!r}).")
 
 
 def build(kind: registry.Kind, item: Mapping[str, Any]) -> Any:

@@ -8,6 +8,7 @@ import pytest
 # Small models on many threads spend their time waiting for one another, most of all on a busy machine.
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +16,7 @@ import click
 import pytest
 
 from harness.cli import cli
-from tests.e2e.command import ROOT
+from tests.e2e.command import ROOT, environment
 
 PATTERNS = ("*.md", "docs/*.md", "papers/*/*.md", "benchmarks/*.md")
 DOCUMENTS = sorted(path for pattern in PATTERNS for path in ROOT.glob(pattern))
@@ -86,3 +89,41 @@ def test_help_is_fast_because_nothing_heavy_is_imported() -> None:
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+
+
+MODULES = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for package in ("harness", "methods", "hardware", "results", "papers")
+    for path in (ROOT / package).rglob("*.py")
+    if ">>> " in path.read_text(encoding="utf-8")
+)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_in_docstrings_run(name: str) -> None:
+    outcome = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
+    assert outcome.attempted > 0
+    assert outcome.failed == 0
+
+
+def test_the_specs_shown_in_the_readme_are_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from harness.spec import Spec
+
+    (tmp_path / "my_module.py").write_text("def make(width):\n    raise AssertionError('not called by validation')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    blocks = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) >= 2
+    for block in blocks:
+        assert Spec.from_mapping(tomllib.loads(block), "README.md").cells()
+
+
+def test_the_python_shown_in_the_readme_runs(home: Path) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    program = block.replace('"runs/assay.duckdb"', repr(str(home / "assay.duckdb")))
+    assert program != block
+    subprocess.run(
+        [sys.executable, "-c", program + "\nassert record.status in ('ok', 'unavailable'), record\n"],
+        check=True,
+        cwd=home.parent,
+        env=environment(home),
+    )

@@ -68,7 +68,6 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"method": {"name": "magnitude", "sparsity": float("nan")}}, ["sparsity", "nan"]),
     ({"method": {"name": "magnitude", "sparsity": []}}, ["sparsity", "empty"]),
     ({"method": {"name": "magnitude", "sparcity": 0.5}}, ["sparcity", "Did you mean 'sparsity'?"]),
-    ({"method": {"name": "magnitude"}}, ["sparsity"]),
     ({"method": []}, ["method"]),
     ({"method": {"chain": []}}, ["chain", "empty"]),
     ({"method": {"chain": "baseline"}}, ["chain", "list"]),
