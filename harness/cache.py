@@ -5,6 +5,7 @@ A folder appears by one rename when it is complete, so a killed process leaves o
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import shutil
@@ -17,6 +18,20 @@ from harness.errors import StoreError
 from harness.executor import scratch_folder
 
 META = "meta.json"
+
+
+def remove_leftovers(root: Path, older_than_s: float = 86400.0) -> int:
+    """Remove what killed processes left unfinished under the cache, and return how many folders that were.
+
+    Only old ones: another machine that shares the disk may be at work on a young one.
+    """
+    count = 0
+    for folder in root.glob("*/tmp-*"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - folder.stat().st_mtime > older_than_s:
+                shutil.rmtree(folder, ignore_errors=True)
+                count += 1
+    return count
 
 
 def lookup(folder: Path, not_before: float = 0.0) -> dict[str, Any] | None:

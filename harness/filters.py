@@ -34,10 +34,12 @@ class Condition:
     value: str
 
     def accepts(self, row: Mapping[str, Any]) -> bool:
-        """Whether a row satisfies it; a missing value satisfies only ``!=``."""
+        """Whether a row satisfies it; a missing value satisfies only ``!=``, and text no ordering."""
         given = row.get(self.key)
         if self.operator in _NUMERIC:
-            return given is not None and _NUMERIC[self.operator](float(given), float(self.value))
+            if isinstance(given, bool) or not isinstance(given, int | float):
+                return False
+            return _NUMERIC[self.operator](given, float(self.value))
         matched = given is not None and any(
             fnmatch.fnmatchcase(_text(given), pattern) or _text(given) == pattern for pattern in self.value.split("|")
         )

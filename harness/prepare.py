@@ -5,11 +5,16 @@ Runs in a worker that has torch; what it leaves on disk is all that the measurin
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import math
+import os
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -17,6 +22,7 @@ from harness import cache, environment, paths
 from harness.canonical import digest, file_sha256
 from harness.contracts import Context, Data, Hardware, Method, Task
 from harness.errors import InputError, NotFinite, Unavailable, Unsupported
+from harness.executor import scratch_folder
 from harness.measure import counts
 from harness.measure.size import weigh
 from harness.provenance import source_hash, versions
@@ -70,21 +76,24 @@ def prepare(job: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     if reason := hardware.unavailable():
         raise Unavailable(reason)
     data = task.data()
+    data_key = _data_key(digest(cell.task), data, own=":" in cell.task["name"])
+    trusted = _trust(task.model(cell.seed)) if ":" in cell.task["name"] else []
     stages: list[dict[str, Any]] = []
 
-    current = _baseline(task, cell, data, progress, stages)
+    current = _baseline(task, cell, data, data_key, progress, stages)
+    baseline_sha256 = current.sha256
     original = _load(current)
     params_original = counts.parameters(original)[0]
     model: nn.Module = original
     for index, step in enumerate(cell.chain):
         progress(0.6 + 0.2 * index / len(cell.chain), step["name"])
-        current = _step(current, step, task, cell, data, hardware, job["not_before"], stages, progress)
+        current = _step(current, step, task, cell, data, data_key, hardware, job["not_before"], stages, progress)
         model = _load(current)
         stages[-1]["params_nonzero"] = counts.parameters(model)[1]
 
     progress(0.8, "reference outputs")
     example = torch.zeros(2, *task.input_shape)
-    reference = _reference(model, current, task, data, cell)
+    reference = _reference(model, current, task, data, data_key, cell)
     progress(0.85, f"build for {cell.hardware['name']}")
     artifact, folder = _artifact(model, current, example, cell, hardware, job["not_before"])
     progress(0.95, "test set")
@@ -96,8 +105,8 @@ def prepare(job: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     return {
         "artifact": str(folder / artifact["name"]),
         "reference": str(reference / "reference.npz"),
-        "reference_data": "validation" if data else "random",
-        "test": None if missing else _test_set(task),
+        "reference_data": _reference_data(data),
+        "test": None if missing else _test_set(task, cell),
         "record": {
             "artifact": {key: artifact[key] for key in ("sha256", "size_bytes", "zstd_bytes", "files", "format")},
             "params_original": params_original,
@@ -109,7 +118,38 @@ def prepare(job: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
             "dataset_hash": task.dataset_hash(),
         },
         "scheme": asdict(hardware.scheme) if _uses_scheme(cell) else None,
+        "trusted": trusted,
+        "identity": [baseline_sha256, data_key, task.dataset_hash(), missing],
     }
+
+
+_DATA_KEYS: dict[str, str] = {}
+
+
+def _data_key(task: str, data: Data | None, own: bool) -> str:
+    """What the training and validation data add to the identity of what is computed from them.
+
+    A registered task's data are known by its name and ``dataset_hash``; of a user's own only the bytes tell.
+    """
+    if not own or data is None:
+        return digest([data.train_size, data.validation_size] if data else None)
+    if task not in _DATA_KEYS:
+        content = hashlib.sha256()
+        for batches in (data.train(256, seed=0, shuffle=False, augment=False), data.validation(256)):
+            for x, y in batches:
+                content.update(x.numpy().tobytes() + y.numpy().tobytes())
+        _DATA_KEYS[task] = content.hexdigest()
+    return _DATA_KEYS[task]
+
+
+def _trust(model: nn.Module) -> list[str]:
+    """Let stored models name the packages of the classes that the user's own function has just returned."""
+    from harness import modelfile
+
+    packages = sorted({type(module).__module__.partition(".")[0] for module in model.modules()})
+    known = os.environ.get(modelfile.TRUST_VARIABLE, "")
+    os.environ[modelfile.TRUST_VARIABLE] = ",".join({*known.split(","), *packages})
+    return packages
 
 
 def _uses_scheme(cell: Cell) -> bool:
@@ -138,7 +178,9 @@ def _prepared(folder: Path, meta: Mapping[str, Any]) -> Prepared:
     return Prepared(folder.name, folder / "model.pt", meta["sha256"])
 
 
-def _baseline(task: Task, cell: Cell, data: Data | None, progress: Progress, stages: list[dict[str, Any]]) -> Prepared:
+def _baseline(
+    task: Task, cell: Cell, data: Data | None, data_key: str, progress: Progress, stages: list[dict[str, Any]]
+) -> Prepared:
     """The task's trained model: trained once per task, seed, data, recipe, code and torch version."""
     recipe = task.recipe()
     key = digest(
@@ -147,25 +189,37 @@ def _baseline(task: Task, cell: Cell, data: Data | None, progress: Progress, sta
             "training": source_hash("harness.training"),
             "recipe": asdict(recipe) if recipe else None,
             "seed": cell.seed,
-            "data": task.dataset_hash(),
+            "data": [task.dataset_hash(), data_key],
             "packages": versions(["torch", "torchvision"]),
         }
     )
+    if recipe is None or data is None:
+        return _given(task, cell, key, stages)
     folder = paths.cache("models", key)
 
     def fill(place: Path) -> dict[str, Any]:
         model = task.model(cell.seed)
-        metrics: Mapping[str, float] = {}
-        if recipe and data:
-            metrics = _trainer(data, cell.seed, lambda f, m: progress(0.6 * f, f"train {cell.task['name']}: {m}"))(
-                model, recipe
-            )
-        return {**_save(model.eval(), place), "metrics": dict(metrics), "cores": environment.cores()}
+        train = _trainer(data, cell.seed, lambda f, m: progress(0.6 * f, f"train {cell.task['name']}: {m}"))
+        metrics = dict(train(model, recipe))
+        return {**_save(model.eval(), place), "metrics": metrics, "cores": environment.cores()}
 
     meta, cached = cache.obtain(folder, fill)
-    stages.append(
-        {"name": "train" if recipe else "model", "cached": cached, "seconds": meta["seconds"], **meta["metrics"]}
-    )
+    stages.append({"name": "train", "cached": cached, "seconds": meta["seconds"], **meta["metrics"]})
+    return _prepared(folder, meta)
+
+
+def _given(task: Task, cell: Cell, key: str, stages: list[dict[str, Any]]) -> Prepared:
+    """The model of a task that trains none: made anew each time and cached by its bytes.
+
+    Its weights come from files that no source hash knows of.
+    """
+    begin = time.perf_counter()
+    model = task.model(cell.seed).eval()
+    with scratch_folder(paths.cache("models")) as scratch:
+        sha256 = _save(model, Path(scratch))["sha256"]
+    folder = paths.cache("models", digest([key, sha256]))
+    meta, _ = cache.obtain(folder, lambda place: _save(model, place))
+    stages.append({"name": "model", "cached": False, "seconds": round(time.perf_counter() - begin, 3)})
     return _prepared(folder, meta)
 
 
@@ -181,6 +235,7 @@ def _step(
     task: Task,
     cell: Cell,
     data: Data | None,
+    data_key: str,
     hardware: Hardware,
     not_before: float,
     stages: list[dict[str, Any]],
@@ -190,7 +245,15 @@ def _step(
     method: Method = build("method", step)
     scheme = asdict(hardware.scheme) if method.uses_scheme else None
     key = digest(
-        [before.key, before.sha256, code_hash("method", step), source_hash("harness.training"), cell.seed, scheme]
+        [
+            before.key,
+            before.sha256,
+            data_key,
+            code_hash("method", step),
+            source_hash("harness.training"),
+            cell.seed,
+            scheme,
+        ]
     )
     folder = paths.cache("models", key)
 
@@ -216,12 +279,12 @@ def _step(
     return _prepared(folder, meta)
 
 
-def _reference(model: nn.Module, prepared: Prepared, task: Task, data: Data | None, cell: Cell) -> Path:
-    """Validation examples (random ones where a task has no data) and the torch model's logits for them."""
+def _reference(model: nn.Module, prepared: Prepared, task: Task, data: Data | None, data_key: str, cell: Cell) -> Path:
+    """Real examples (random ones where a task has no data) and the torch model's logits for them."""
     import torch
 
     count = cell.measure["fidelity_examples"]
-    folder = paths.cache("reference", digest([prepared.key, prepared.sha256, count]))
+    folder = paths.cache("reference", digest([prepared.key, prepared.sha256, data_key, count]))
 
     def fill(place: Path) -> dict[str, Any]:
         x = _examples(task, data, count)
@@ -240,13 +303,23 @@ def _reference(model: nn.Module, prepared: Prepared, task: Task, data: Data | No
     return folder
 
 
+def _reference_data(data: Data | None) -> Literal["validation", "train", "random"]:
+    """Where fidelity is compared: never on the test set, which only accuracy reads."""
+    if data and data.validation_size:
+        return "validation"
+    return "train" if data and data.train_size else "random"
+
+
 def _examples(task: Task, data: Data | None, count: int) -> Tensor:
     import torch
 
-    if data is None:
+    kind = _reference_data(data)
+    if data is None or kind == "random":
         return torch.randn(min(count, 32), *task.input_shape, generator=torch.Generator().manual_seed(0))
+    size = min(count, 256)
+    batches = data.validation(size) if kind == "validation" else data.train(size, seed=0, shuffle=False, augment=False)
     parts: list[Tensor] = []
-    for x, _ in data.validation(min(count, 256)):
+    for x, _ in batches:
         parts.append(x)
         if sum(map(len, parts)) >= count:
             break
@@ -277,16 +350,18 @@ def _artifact(
     return meta, folder
 
 
-def _test_set(task: Task) -> str | None:
+def _test_set(task: Task, cell: Cell) -> str | None:
     """The test set as arrays on disk, for the measuring process, which has no torch."""
     test = task.test()
     if test is None:
         return None
-    folder = paths.cache(
-        "data", digest(["test", task.dataset_hash(), task.input_shape, source_hash(type(task).__module__)])
-    )
+    folder = paths.cache("data", digest(["test", cell.task, task.dataset_hash(), source_hash(type(task).__module__)]))
 
     def fill(place: Path) -> dict[str, Any]:
+        needed = 4 * test.size * math.prod(task.input_shape)
+        if environment.free_disk_bytes(place) < 1.02 * needed:
+            # Writing to a memory map on a full disk would kill the process instead of raising.
+            raise OSError(errno.ENOSPC, f"the test set needs {needed / 1e9:.1f} GB")
         x = np.lib.format.open_memmap(
             place / "x.npy", mode="w+", dtype=np.float32, shape=(test.size, *task.input_shape)
         )

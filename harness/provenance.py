@@ -8,6 +8,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -35,6 +36,8 @@ def source_hash(*modules: str) -> str:
     seen: dict[str, str] = {}
     waiting = list(modules)
     roots = {name.partition(".")[0] for name in modules} | set(_OURS)
+    # A user's own module counts with all of the user's modules that it imports, wherever they lie beside it.
+    own = any(root not in _OURS for root in roots)
     while waiting:
         name = waiting.pop()
         if name in seen or name in _NOT_CODE:
@@ -45,9 +48,17 @@ def source_hash(*modules: str) -> str:
                 seen[name] = "no source"
             continue
         tree = ast.parse(path.read_bytes())
-        waiting += [found for found in _imports(tree) if found.partition(".")[0] in roots]
+        waiting += [found for found in _imports(tree) if found.partition(".")[0] in roots or (own and _is_users(found))]
         seen[name] = hashlib.sha256(ast.dump(_without_docstrings(tree)).encode()).hexdigest()
     return hashlib.sha256(repr(sorted(seen.items())).encode()).hexdigest()
+
+
+def _is_users(module: str) -> bool:
+    """Whether a module is neither installed nor of the standard library."""
+    if module.partition(".")[0] in sys.stdlib_module_names:
+        return False
+    path = _source(module)
+    return path is not None and not {"site-packages", "dist-packages"} & set(path.parts)
 
 
 def _source(module: str) -> Path | None:

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from harness import environment, paths, registry
+from harness import cache, environment, paths, registry
 from harness.canonical import digest
 from harness.contracts import Store, Task
 from harness.errors import InputError, Unavailable
@@ -32,7 +32,7 @@ from harness.record import Record, new_run_id
 from harness.spec import Cell, Spec, build, label
 
 DEFAULT_TIMEOUT_S = 7200.0
-_CORE_PACKAGES = ("assay-bench", "torch", "torchvision", "numpy", "onnx", "onnxscript")
+_CORE_PACKAGES = ("assay-bench", "torch", "torchvision", "numpy", "onnx", "onnx-ir", "onnxscript", "zstandard")
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,15 @@ class Planned:
         Hash of everything that goes into the result: the cell, code, data, package versions, machine.
     provenance : mapping
         Fields of :class:`harness.record.Record` that are known before the run.
+    complete : bool
+        False for a task that brings its weights (the user's own, torchvision's, a checkpoint): only the prepared model
+        tells what is measured, and the final hash is made from it.
     """
 
     cell: Cell
     cell_hash: str
     provenance: Mapping[str, Any]
+    complete: bool = True
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,8 @@ class Outcome:
         Those that ran now.
     kept : mapping
         Cell hash to the ``runs`` row of cells that needed no run.
+    run_ids : mapping
+        Planned cell hash to the run that answers it, new or kept.
     interrupted : bool
         Stopped by Ctrl-C or SIGTERM; the same command goes on from here.
     """
@@ -98,6 +104,7 @@ class Outcome:
     planned: Sequence[Planned]
     records: Sequence[Record]
     kept: Mapping[str, Mapping[str, Any]]
+    run_ids: Mapping[str, str]
     interrupted: bool = False
 
     @property
@@ -117,16 +124,19 @@ def open_store(db: Path | None = None) -> Store:
 def plan(spec: Spec, only: Filter | None = None) -> list[Planned]:
     """The spec's cells with their identities.
 
+    Sources are hashed anew, so that edits between two sweeps of one process are seen.
+
     Raises
     ------
     InputError
         For anything in the spec that cannot be run, or data that is damaged.
     """
+    source_hash.cache_clear()
     spec_hash = spec.hash()
     commit, dirty = git_state()
     machine = environment.machine()
     planned = []
-    data: dict[str, str | None] = {}
+    tasks: dict[str, tuple[str | None, bool]] = {}
     for cell in spec.cells():
         if only and not only.accepts(cell.row()):
             continue
@@ -138,13 +148,14 @@ def plan(spec: Spec, only: Filter | None = None) -> list[Planned]:
             "hardware_hash": code_hash("hardware", cell.hardware),
         }
         name = digest(cell.task)
-        if name not in data:
-            data[name] = _data_hash(cell)
+        if name not in tasks:
+            tasks[name] = _known_data(cell)
+        data, complete = tasks[name]
         identity = {
             "cell": cell.to_json(),
             **hashes,
             "core": source_hash("harness.measure.run", "harness.prepare", "harness.training"),
-            "data": data[name],
+            "data": data,
             "packages": packages,
             "machine": machine["machine_id"],
         }
@@ -156,9 +167,9 @@ def plan(spec: Spec, only: Filter | None = None) -> list[Planned]:
             "git_dirty": dirty,
             "packages": packages,
             "machine": machine,
-            "dataset_hash": identity["data"],
+            "dataset_hash": data,
         }
-        planned.append(Planned(cell, digest(identity), provenance))
+        planned.append(Planned(cell, digest(identity), provenance, complete))
     if not planned:
         raise InputError(
             f"No cell of {spec.name!r} is left to run: --only accepts none. See `assay run {spec.name} --dry-run`."
@@ -166,16 +177,18 @@ def plan(spec: Spec, only: Filter | None = None) -> list[Planned]:
     return planned
 
 
-def _data_hash(cell: Cell) -> str | None:
-    """Hash of the cell's data set, or None where it is not known before the run."""
+def _known_data(cell: Cell) -> tuple[str | None, bool]:
+    """Hash of the cell's data set as far as it is known before the run, and whether the cell's identity is complete."""
     # A user's own task runs the user's code: that happens in the worker only.
     if ":" in cell.task["name"]:
-        return None
+        return None, False
     task: Task = build("task", cell.task)
+    if task.recipe() is None:
+        return None, False
     try:
-        return task.dataset_hash()
+        return task.dataset_hash(), True
     except Unavailable:
-        return None
+        return None, False
 
 
 def _ignore(event: Event) -> None:
@@ -215,12 +228,17 @@ def sweep(
     planned = plan(spec, only)
     store = open_store(db)
     store.sync()
-    began = time.time()
-    hashes = [item.cell_hash for item in planned]
-    kept = {} if rerun else dict(store.finished(hashes))
+    cache.remove_leftovers(paths.cache())
+    began = time.time() if rerun else 0.0
+    kept = {} if rerun else dict(store.finished([item.cell_hash for item in planned if item.complete]))
+    run_ids = {cell_hash: str(row["run_id"]) for cell_hash, row in kept.items()}
     records: list[Record] = []
-    trusted = _users_packages(planned)
-    forge = _Forge(trusted)
+    forge = _Forge(_users_packages(planned))
+
+    def finished(cell_hash: str) -> Mapping[str, Any] | None:
+        return None if rerun else store.finished([cell_hash]).get(cell_hash)
+
+    interrupted = False
     try:
         with _signals_as_interrupt():
             for index, item in enumerate(planned):
@@ -229,23 +247,28 @@ def sweep(
                     report("kept", 1.0, "already in the database", None)
                     continue
                 with _turn(lambda report=report: report("waiting", 0.0, "another sweep is measuring", None)):  # type: ignore[misc]
-                    # The other sweep may have run this very cell while we waited.
-                    if not rerun and (found := store.finished([item.cell_hash])):
-                        kept |= found
-                        report("kept", 1.0, "already in the database", None)
-                        continue
                     report("start", 0.0, label(item.cell.chain), None)
-                    record = _run_cell(item, forge, began if rerun else 0.0, timeout, report)
-                    store.add(record.to_json())
-                records.append(record)
-                report("done", 1.0, record.reason or "", record)
-                if record.status == "interrupted":
-                    return Outcome(planned, records, kept, interrupted=True)
+                    # Another sweep may have run this very cell while we waited.
+                    row = finished(item.cell_hash) if item.complete else None
+                    outcome = row or _run_cell(item, forge, began, timeout, report, finished)
+                    if isinstance(outcome, Record):
+                        store.add(outcome.to_json())
+                if isinstance(outcome, Record):
+                    records.append(outcome)
+                    run_ids[item.cell_hash] = outcome.run_id
+                    report("done", 1.0, outcome.reason or "", outcome)
+                    interrupted = outcome.status == "interrupted"
+                else:
+                    kept[item.cell_hash] = outcome
+                    run_ids[item.cell_hash] = str(outcome["run_id"])
+                    report("kept", 1.0, "already in the database", None)
+                if interrupted:
+                    break
     except KeyboardInterrupt:
-        return Outcome(planned, records, kept, interrupted=True)
+        interrupted = True
     finally:
         forge.close()
-    return Outcome(planned, records, kept)
+    return Outcome(planned, records, kept, run_ids, interrupted)
 
 
 Report = Callable[[Any, float, str, Record | None], None]
@@ -284,7 +307,18 @@ class _Forge:
             self._worker = None
 
 
-def _run_cell(item: Planned, forge: _Forge, not_before: float, timeout: float, report: Report) -> Record:
+def _run_cell(
+    item: Planned,
+    forge: _Forge,
+    not_before: float,
+    timeout: float,
+    report: Report,
+    finished: Callable[[str], Mapping[str, Any] | None],
+) -> Record | Mapping[str, Any]:
+    """Prepare and measure a cell.
+
+    Where the prepared model shows that this cell was measured before, its row of ``runs`` is returned instead.
+    """
     cell = item.cell
     record = Record(
         run_id=new_run_id(),
@@ -304,42 +338,42 @@ def _run_cell(item: Planned, forge: _Forge, not_before: float, timeout: float, r
         **item.provenance,
     )
     try:
-        return _weigh(record, cell, forge, not_before, timeout, report)
+        prepared = forge.run(
+            {"op": "prepare", "cell": cell.to_json(), "not_before": not_before},
+            timeout,
+            lambda fraction, message: report("progress", 0.5 * fraction, message, None),
+        )
+        # What was built is known and true, even if it does not run.
+        record = replace(record, **prepared["record"])
+        if not item.complete:
+            record = replace(record, cell_hash=digest([item.cell_hash, prepared["identity"]]))
+            if row := finished(record.cell_hash):
+                return row
+        return _measure(record, cell, forge, prepared, timeout, report)
     except JobError as error:
         return _ended(record, error.status, error.reason, error.traceback)
     except KeyboardInterrupt:
         return _ended(record, "interrupted", "stopped by the user (Ctrl-C or SIGTERM)", None)
 
 
-def _weigh(record: Record, cell: Cell, forge: _Forge, not_before: float, timeout: float, report: Report) -> Record:
-    prepared = forge.run(
-        {"op": "prepare", "cell": cell.to_json(), "not_before": not_before},
-        timeout,
-        lambda fraction, message: report("progress", 0.5 * fraction, message, None),
-    )
-    done = prepared["record"]
-    record = replace(record, **done)
-    with Worker(cell.threads, forge.trusted) as worker:
-        try:
-            measured = worker.run(
-                {
-                    "op": "measure",
-                    "hardware": cell.hardware,
-                    "threads": cell.threads,
-                    "batch_size": cell.batch_size,
-                    "measure": cell.measure,
-                    "energy": cell.energy,
-                    **{key: prepared[key] for key in ("artifact", "reference", "reference_data", "test")},
-                },
-                timeout=timeout,
-                progress=lambda fraction, message: report("progress", 0.5 + 0.5 * fraction, message, None),
-            )
-        except JobError as error:
-            # What was built is known and true, although it did not run.
-            return _ended(record, error.status, error.reason, error.traceback)
-        except KeyboardInterrupt:
-            return _ended(record, "interrupted", "stopped by the user (Ctrl-C or SIGTERM)", None)
-    reasons = {**done["reasons"], **measured.pop("reasons")}
+def _measure(
+    record: Record, cell: Cell, forge: _Forge, prepared: Mapping[str, Any], timeout: float, report: Report
+) -> Record:
+    with Worker(cell.threads, [*forge.trusted, *prepared["trusted"]]) as worker:
+        measured = worker.run(
+            {
+                "op": "measure",
+                "hardware": cell.hardware,
+                "threads": cell.threads,
+                "batch_size": cell.batch_size,
+                "measure": cell.measure,
+                "energy": cell.energy,
+                **{key: prepared[key] for key in ("artifact", "reference", "reference_data", "test")},
+            },
+            timeout=timeout,
+            progress=lambda fraction, message: report("progress", 0.5 + 0.5 * fraction, message, None),
+        )
+    reasons = {**record.reasons, **measured.pop("reasons")}
     effective = measured.pop("effective") | ({"scheme": prepared["scheme"]} if prepared["scheme"] else {})
     if why := effective.get("precision_reason"):
         measured["warnings"].append(f"precision {measured['precision']}: {why}")
@@ -363,7 +397,7 @@ def _without_name(item: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _turn(waiting: Callable[[], None]) -> Iterator[None]:
-    """Hold this machine's measuring lock: one cell at a time, whatever the database or ``ASSAY_HOME``."""
+    """Hold this user's measuring lock on this machine: one cell at a time, whatever the database or ``ASSAY_HOME``."""
     from filelock import FileLock, Timeout
 
     user = os.getuid() if hasattr(os, "getuid") else "user"

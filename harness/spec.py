@@ -339,9 +339,9 @@ class Spec:
         for choice in itertools.product(*axes):
             try:
                 built = build(kind, {"name": name, **dict(choice)})
+                yield {"name": name, **parameters(built)}
             except InputError as error:
                 raise SpecError(f"{self.source}: {where}: {error}") from None
-            yield {"name": name, **parameters(built)}
 
 
 def _listed(source: str, value: Any, key: str) -> list[tuple[str, Any]]:
@@ -367,7 +367,16 @@ def parameters(built: Any) -> dict[str, Any]:
     if resolved := getattr(built, "resolved_parameters", None):
         return cast(dict[str, Any], resolved())
     value = {f.name: getattr(built, f.name) for f in dataclasses.fields(built) if f.init}
-    return cast(dict[str, Any], json.loads(json.dumps(value)))
+    return cast(dict[str, Any], _plain(value))
+
+
+def _plain(value: Any) -> Any:
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError):
+        raise SpecError(
+            f"a parameter is no number, text, boolean, list or table, or is not finite (got {value!r})"
+        ) from None
 
 
 def packaged() -> dict[str, Any]:

@@ -71,7 +71,7 @@ def reproduce(
 ) -> Reproduction:
     """Fetch a paper's files, run its cells (those not yet in the database) and judge its claims.
 
-    Verdicts are kept in the database's table ``claims``, so that a table of them can be made later.
+    Verdicts on what was run are kept in the database's table ``claims``, so that a table of them can be made later.
 
     Parameters
     ----------
@@ -89,7 +89,7 @@ def reproduce(
     DataError
         If a file is there but is not the one that the recipe names.
     """
-    from results.queries import latest_of_cells
+    from results.queries import of_runs
 
     try:
         sources.fetch(paper)
@@ -97,7 +97,7 @@ def reproduce(
         return Reproduction(paper=paper, verdicts=verdicts.judge(paper.claims, [], not_run=str(error)))
     spec = Spec.from_mapping(paper.spec, f"papers/{paper.key}/recipe.toml")
     outcome = sweep(spec, db=db, rerun=rerun, watch=watch or (lambda event: None))
-    found = latest_of_cells(db, [item.cell_hash for item in outcome.planned])
+    found = of_runs(db, list(outcome.run_ids.values())) if outcome.run_ids else {}
     judged = verdicts.judge(paper.claims, list(found.values()))
     if not outcome.interrupted:
         open_store(db).add_claims(paper.key, [item.to_json() for item in judged if item.verdict is not None])

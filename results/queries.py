@@ -160,8 +160,8 @@ def _flatten(flat: dict[str, Any], prefix: str, value: Any) -> None:
         flat[prefix] = value
 
 
-def latest_of_cells(db: Path, cell_hashes: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The row of ``latest`` of each cell hash; one that never ran is left out.
+def of_runs(db: Path, run_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The rows of ``runs`` of these run ids; one that the database does not have is left out.
 
     Raises
     ------
@@ -171,8 +171,8 @@ def latest_of_cells(db: Path, cell_hashes: Sequence[str]) -> dict[str, dict[str,
         If it is held by another process for too long, or cannot be read.
     """
     with database.reading(db) as connection:
-        found = rows(connection, "SELECT * FROM latest WHERE cell_hash IN (SELECT unnest(?))", [list(cell_hashes)])
-    return {row["cell_hash"]: row for row in found}
+        found = rows(connection, "SELECT * FROM runs WHERE run_id IN (SELECT unnest(?))", [list(run_ids)])
+    return {row["run_id"]: row for row in found}
 
 
 def full(db: Path, run: str) -> dict[str, Any]:

@@ -163,8 +163,8 @@ CREATE OR REPLACE MACRO paired_high(gained, lost, n) AS
 -- is the second largest sample (MLPerf inference's early-stopping rule); p50 >= 6, the smallest n whose extremes
 -- bound the median with 95 % confidence.
 --
--- The baseline of a run is the newest ok run whose chain is [{"name": "baseline"}] with equal task, task_config, hardware,
--- hardware_config, seed, threads, batch_size, machine_id and dataset_hash. A baseline's baseline is itself. Energy is
+-- The baseline of a run is the newest ok run whose chain is [{"name": "baseline"}] with equal task, task_config, task_hash
+-- (its source code), hardware, hardware_config, seed, threads, batch_size, machine_id and dataset_hash. A baseline's baseline is itself. Energy is
 -- compared only where method and energy settings are equal, predictions only where the labels are equal.
 
 CREATE OR REPLACE VIEW runs AS -- One tidy row a run.
@@ -205,7 +205,7 @@ facts AS MATERIALIZED (
 newest_baseline AS (
     SELECT * FROM facts WHERE is_baseline
     QUALIFY row_number() OVER (
-        PARTITION BY task, task_config, hardware, hardware_config, seed, threads, batch_size, machine_id, dataset_hash
+        PARTITION BY task, task_config, task_hash, hardware, hardware_config, seed, threads, batch_size, machine_id, dataset_hash
         ORDER BY created_at DESC, run_id DESC
     ) = 1
 ),
@@ -214,7 +214,7 @@ matched AS (
         CASE WHEN f.is_baseline THEN f.run_id ELSE n.run_id END AS baseline_run_id
     FROM facts f
     LEFT JOIN newest_baseline n
-        ON f.task = n.task AND f.task_config = n.task_config
+        ON f.task = n.task AND f.task_config = n.task_config AND f.task_hash = n.task_hash
         AND f.hardware = n.hardware AND f.hardware_config = n.hardware_config
         AND f.seed = n.seed AND f.threads = n.threads AND f.batch_size = n.batch_size
         AND f.machine_id IS NOT DISTINCT FROM n.machine_id
@@ -222,7 +222,7 @@ matched AS (
 ),
 pairs AS (
     SELECT m.run_id, m.baseline_run_id,
-        b.size_bytes AS b_size_bytes, b.zstd_bytes AS b_zstd_bytes, b.p50_ms AS b_p50_ms, b.packages AS b_packages,
+        b.size_bytes AS b_size_bytes, b.zstd_bytes AS b_zstd_bytes, b.p50_ms AS b_p50_ms, b.packages AS b_packages, b.created_at AS b_created_at,
         CASE WHEN b.energy_method = f.energy_method AND (b.settings -> 'energy') = (f.settings -> 'energy') THEN b.energy_j END AS b_energy_j,
         b.energy_method AS b_energy_method,
         -- Bit strings of unequal length cannot be combined; equal labels mean equal length.
@@ -381,11 +381,14 @@ SELECT
     d.settings, -- resolved measure and energy settings (JSON object)
     d.packages, -- distribution name to version (JSON object)
     d.effective, -- what the runtime said of itself, and the quantization scheme (JSON object)
-    CASE
-        WHEN d.b_packages <> d.packages
-        THEN to_json(list_append(CAST(d.warnings AS VARCHAR[]), 'the baseline ran with other package versions: run it again with --rerun'))
-        ELSE d.warnings
-    END AS warnings, -- what may have spoilt a number, with the remedy (JSON array of text)
+    to_json(list_concat(
+        CAST(d.warnings AS VARCHAR[]),
+        CASE WHEN d.b_packages <> d.packages THEN ['the baseline ran with other package versions: run it again with --rerun'] ELSE [] END,
+        CASE
+            WHEN abs(date_diff('second', d.b_created_at, d.created_at)) > 3600
+            THEN ['the baseline was measured more than an hour apart, and timings drift: run both again with --rerun'] ELSE []
+        END
+    )) AS warnings, -- what may have spoilt a number, with the remedy (JSON array of text)
     e.all_reasons AS reasons, -- column name to why it is NULL (JSON object)
 FROM derived d JOIN explained e USING (run_id)
 ORDER BY d.created_at, d.run_id;

@@ -20,13 +20,12 @@ from harness.cli.running import db_option
 def reproduce(key: str, settings: tuple[str, ...], rerun: bool, db: Path | None, as_json: bool) -> int:
     """Run the recipe of paper KEY (`assay ls papers`) and judge each of its claims.
 
-    Exit code 0 if no claim is "not reproduced", else 1.
+    Exit code 0 if every claim was run and none is "not reproduced", else 1.
     """
-    from papers.reproduction import reproduce as run_recipe
-
     import papers
     from harness import paths
     from harness.cli.running import _Progress
+    from papers.reproduction import reproduce as run_recipe
 
     path = db or paths.default_db()
     with _Progress(quiet=as_json) as progress:

@@ -42,7 +42,7 @@ def print_json(rows: list[dict[str, Any]]) -> None:
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=click.FloatRange(min=0, min_open=True, max=1e7),
     default=7200.0,
     show_default=True,
     help="Seconds that preparing a cell, and measuring it, may each take.",
@@ -142,6 +142,8 @@ class _Progress:
 
     def watch(self, event: Event) -> None:
         """Show an event."""
+        from rich.markup import escape
+
         if self._job is None:
             self._job = self._bar.add_task("", total=event.total)
         cell = event.cell
@@ -154,19 +156,17 @@ class _Progress:
         self._bar.update(
             self._job,
             completed=event.index + (1.0 if event.kind in ("done", "kept") else event.fraction),
-            description=f"{name} [dim]{event.message}[/dim]",
+            description=escape(f"{name}  {event.message}"),
         )
 
 
 def _rows(outcome: Outcome, db: Path) -> list[dict[str, Any]]:
-    """The newest ``runs`` row of each cell that was asked for."""
-    from results.queries import latest_of_cells
+    """The ``runs`` row of each cell that ran now or was kept, in the order asked for."""
+    from results.queries import of_runs
 
-    if not db.exists():  # interrupted before the first record
-        return []
-    order = [item.cell_hash for item in outcome.planned]
-    found = latest_of_cells(db, order)
-    return [found[key] for key in order if key in found]
+    order = [outcome.run_ids[item.cell_hash] for item in outcome.planned if item.cell_hash in outcome.run_ids]
+    found = of_runs(db, order) if order else {}
+    return [found[run_id] for run_id in order]
 
 
 def _show_outcome(outcome: Outcome, rows: list[dict[str, Any]], db: Path) -> None:
@@ -181,7 +181,7 @@ def _show_outcome(outcome: Outcome, rows: list[dict[str, Any]], db: Path) -> Non
         counts[row["status"]] = counts.get(row["status"], 0) + 1
     summary = ", ".join(f"{number} {status}" for status, number in sorted(counts.items()))
     ran = len(outcome.records)
-    work = "nothing was computed again" if not ran and outcome.kept else f"{ran} measured now"
+    work = "nothing was computed again" if not ran and outcome.kept else f"{ran} run now"
     click.echo(f"{len(outcome.planned)} cells: {summary or 'none'}; {len(outcome.kept)} kept from before, {work}.")
     for row in rows:
         if row["status"] != "ok":

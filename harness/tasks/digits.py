@@ -25,7 +25,8 @@ class Digits:
     """1,797 images of digits, 8x8, pixel values 0..16 scaled to [-1, 1] (Alpaydin & Kaynak 1998; part of scikit-learn).
 
     1,258 images train, 180 validate and 359 test, every class in proportion. Training shifts images by up to one pixel.
-    The baseline reaches 99.16 % of the test images (seed 0, one thread, 7 s of a 2-core x86 server CPU with AVX-512).
+    The baseline reaches 99.16 % of the test images (seed 0, one thread, under 10 s of CPU time on a 2-core
+    x86 server CPU with AVX-512).
 
     Parameters
     ----------

@@ -35,8 +35,9 @@ class FashionMnist:
 
     500 training images of each class are held back for validation.
 
-    Test accuracy of the baselines, measured with the recipes of :data:`RECIPES` on a 2-core x86 server CPU with AVX-512
-    (other CPUs and thread counts round differently, which moves it by a few tenths of a point):
+    Test accuracy of the baselines, measured with the recipes of :data:`RECIPES` on a 2-core x86 server CPU with
+    AVX-512, the LeNets with one thread and the others with two; other CPUs and thread counts round differently.
+    CPU time is that of seed 0's process on a busy machine, an upper bound:
 
     ================== ========== =============== =============== ===============
     network            parameters seed 0          seed 1          CPU time
@@ -44,6 +45,9 @@ class FashionMnist:
     lenet-300-100         266,610 89.87 %         89.80 %         25 s
     lenet5-caffe          431,080 91.86 %         91.83 %         150 s
     resnet20              272,186 93.67 %         not measured    38 min
+    vit-tiny              138,890 85.26 %         not measured    9 min
+    mobilenet-tiny        159,178 not measured    not measured    not measured
+    convnext-tiny-ish     102,378 not measured    not measured    not measured
     ================== ========== =============== =============== ===============
 
     Parameters

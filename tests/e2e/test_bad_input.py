@@ -219,6 +219,7 @@ def _fill(path: Path) -> None:
 def test_a_full_disk_loses_nothing(home: Path, small_disk: Path) -> None:
     path, database = spec(home.parent, batches=[1, 2, 3]), small_disk / "results.duckdb"
     assay(home, "run", path, "--db", str(database), "--only", "batch_size=1")
+    first = json.loads(assay(home, "ls", "runs", "--json", "--db", str(database))[0])
     filler = small_disk / "filler"
     _fill(filler)
     _, err = assay(home, "run", path, "--db", str(database), code=2)
@@ -228,6 +229,8 @@ def test_a_full_disk_loses_nothing(home: Path, small_disk: Path) -> None:
     assay(home, "db", "check", "--db", str(database))
     out, _ = assay(home, "db", "query", "SELECT DISTINCT batch_size FROM runs", "--json", "--db", str(database))
     assert len(json.loads(out)) == 3
+    runs = json.loads(assay(home, "ls", "runs", "--json", "--db", str(database))[0])
+    assert {run["name"] for run in first} <= {run["name"] for run in runs}
 
 
 def test_a_read_only_disk_is_a_clear_error(home: Path, small_disk: Path) -> None:

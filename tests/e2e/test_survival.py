@@ -21,6 +21,7 @@ def test_kill_9_at_random_moments_loses_nothing(home: Path) -> None:
     path = spec(home.parent, batches=list(range(1, 13)))
     moments = random.Random(20)
     committed: set[str] = set()
+    seen: list[int] = []
     for _ in range(KILLS):
         with start(home, "run", path) as sweep:
             time.sleep(moments.uniform(0.2, 6.0))
@@ -32,8 +33,10 @@ def test_kill_9_at_random_moments_loses_nothing(home: Path) -> None:
         now = {row["run_id"] for row in rows(home, "SELECT run_id FROM runs")}
         assert committed <= now, "a committed record was lost"
         committed = now
+        seen.append(len(now))
         half = "n_latency < 100 OR n_examples IS NULL OR accuracy IS NULL"
         assert rows(home, f"SELECT run_id FROM runs WHERE status = 'ok' AND ({half})") == []
+    assert any(0 < count < 12 for count in seen), "no kill fell between the first and the last record"
     assay(home, "run", path)
     assay(home, "db", "check")
     cells = rows(home, "SELECT cell_hash, count(*) AS n FROM runs WHERE status = 'ok' GROUP BY cell_hash")
@@ -102,6 +105,7 @@ def test_a_hang_ends_at_the_timeout(home: Path) -> None:
     (row,) = json.loads(out)
     assert row["status"] == "timeout"
     assert "--timeout" in row["reason"]
+    assert row["size_bytes"] > 0, "it was built, and hung when it ran"
 
 
 def test_repeating_computes_nothing_and_says_so(home: Path) -> None:

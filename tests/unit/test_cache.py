@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -59,3 +60,12 @@ def test_a_damaged_description_counts_as_missing(tmp_path: Path) -> None:
     cache.obtain(folder, _fill("one"))
     (folder / cache.META).write_text('{"created"')
     assert cache.obtain(folder, _fill("two"))[1] is False
+
+
+def test_only_old_leftovers_are_removed(tmp_path: Path) -> None:
+    for name in ("tmp-old", "tmp-new", "abc"):
+        (tmp_path / "models" / name).mkdir(parents=True)
+    os.utime(tmp_path / "models" / "tmp-old", (0, 0))
+    os.utime(tmp_path / "models" / "abc", (0, 0))
+    assert cache.remove_leftovers(tmp_path) == 1
+    assert {path.name for path in (tmp_path / "models").iterdir()} == {"tmp-new", "abc"}

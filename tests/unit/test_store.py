@@ -101,7 +101,7 @@ def test_finished_gives_the_newest_usable_row_per_cell(store: Store) -> None:
         hashes[1]: unsupported["run_id"],
     }
     json.dumps(dict(found))
-    assert queries.latest_of_cells(store.path, hashes)[hashes[2]]["status"] == "failed"
+    assert queries.of_runs(store.path, [failed["run_id"], "unknown"])[failed["run_id"]]["status"] == "failed"
 
 
 def test_nothing_is_created_by_asking(tmp_path: Path) -> None:
