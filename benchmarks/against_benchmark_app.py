@@ -46,10 +46,11 @@ def main() -> None:
     hardware = {"name": "openvino", "precision": "f32"}
     with tempfile.TemporaryDirectory() as folder:
         path, example = export_resnet20(Path(folder), build("hardware", hardware))
-        np.savez(Path(folder) / "reference.npz", x=example, logits=np.zeros((1, 10), np.float32))
+        np.save(Path(folder) / "x.npy", example)
+        np.save(Path(folder) / "logits.npy", np.zeros((1, 10), np.float32))
         job: dict[str, object] = {
             "op": "measure", "hardware": hardware, "threads": 1, "batch_size": 1, "artifact": str(path), "test": None,
-            "reference": str(Path(folder) / "reference.npz"), "reference_data": "random",
+            "reference": folder, "reference_data": "random",
             "measure": vars(MeasureSettings(min_seconds=float(SECONDS), max_seconds=SECONDS + 10.0)),
             "energy": vars(EnergySettings()),
         }  # fmt: skip

@@ -121,10 +121,7 @@ class OnnxRuntimeDeployed:
         self._input = self._ort.OrtValue.ortvalue_from_numpy(np.zeros(batch, np.float32))
         self._binding = self._session.io_binding()
         self._binding.bind_ortvalue_input(source.name, self._input)
-        # The output is allocated by the first run, and that memory is then bound: its shape need not be known before.
         self._binding.bind_output(sink.name)
-        self._output_name = sink.name
-        self._bound = False
 
     def _options(self) -> Any:
         options = self._ort.SessionOptions()

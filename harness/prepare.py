@@ -104,7 +104,7 @@ def prepare(job: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         reasons = dict.fromkeys(columns, missing)
     return {
         "artifact": str(folder / artifact["name"]),
-        "reference": str(reference / "reference.npz"),
+        "reference": str(reference),
         "reference_data": _reference_data(data),
         "test": None if missing else _test_set(task, cell),
         "record": {
@@ -296,7 +296,8 @@ def _reference(model: nn.Module, prepared: Prepared, task: Task, data: Data | No
             )
         if logits.ndim != 2:
             raise Unsupported(f"The model's output has shape {tuple(logits.shape)}; (n, classes) is expected.")
-        np.savez(place / "reference.npz", x=x.numpy(), logits=logits.numpy())
+        np.save(place / "x.npy", x.numpy())
+        np.save(place / "logits.npy", logits.numpy())
         return {}
 
     cache.obtain(folder, fill)

@@ -29,7 +29,8 @@ class Domain:
 def readable_domains(root: Path = ROOT) -> list[Domain]:
     """Top-level package domains, and their DRAM domains, whose counters this user can read."""
     found = []
-    for folder in sorted(root.glob("intel-rapl*:*")):
+    # Not "intel-rapl-mmio:*": the same packages again, by another way.
+    for folder in sorted(root.glob("intel-rapl:*")):
         energy, limit = folder / "energy_uj", folder / "max_energy_range_uj"
         try:
             name = (folder / "name").read_text().strip()
@@ -45,7 +46,7 @@ def readable_domains(root: Path = ROOT) -> list[Domain]:
 
 def unavailable(root: Path = ROOT) -> str | None:
     """Why RAPL cannot be read here, or None."""
-    if not list(root.glob("intel-rapl*:*")):
+    if not list(root.glob("intel-rapl:*")):
         return (
             "no RAPL counters (a virtual machine, another architecture, "
             "or the kernel module intel_rapl_msr is not loaded)"

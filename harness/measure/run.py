@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from harness import energy, environment
+from harness.errors import Unavailable
 from harness.measure.latency import time_queries
 from harness.measure.memory import peak_rss_bytes
 from harness.measure.outputs import answer, fidelity, predict
@@ -19,6 +20,10 @@ from harness.spec import build
 
 if TYPE_CHECKING:
     from harness.contracts import Deployed, FloatArray, Hardware, IntArray
+
+
+_FAITHFUL_TOP1 = 0.95
+_MOSTLY = 0.95
 
 
 def measure(job: Mapping[str, Any], progress: Callable[[float, str], None]) -> dict[str, Any]:
@@ -29,7 +34,7 @@ def measure(job: Mapping[str, Any], progress: Callable[[float, str], None]) -> d
     job : mapping
         ``hardware`` (resolved item), ``artifact`` (path), ``threads``, ``batch_size``, ``measure`` and
         ``energy`` (settings),
-        ``reference`` (npz of ``x`` and ``logits``), ``test`` (folder of ``x.npy`` and ``y.npy``, or None).
+        ``reference`` (folder of ``x.npy`` and ``logits.npy``), ``test`` (folder of ``x.npy`` and ``y.npy``, or None).
     progress : callable
         ``progress(fraction, message)``.
 
@@ -40,9 +45,12 @@ def measure(job: Mapping[str, Any], progress: Callable[[float, str], None]) -> d
     """
     settings = job["measure"]
     hardware = build("hardware", job["hardware"])
-    with np.load(job["reference"], allow_pickle=False) as stored:
-        x, logits = stored["x"], stored["logits"]
-    batch = np.ascontiguousarray(np.resize(x, (job["batch_size"], *x.shape[1:])))
+    # Importing the runtime is not loading the model: it is done before the clock starts.
+    if reason := hardware.unavailable():
+        raise Unavailable(reason)
+    # Mapped, so that only the batch counts towards this process's memory.
+    x = np.load(Path(job["reference"]) / "x.npy", mmap_mode="r")
+    batch = np.ascontiguousarray(x[np.arange(job["batch_size"]) % len(x)])
     before = environment.conditions()
     warnings = environment.measurement_warnings(job["threads"])
 
@@ -71,7 +79,8 @@ def measure(job: Mapping[str, Any], progress: Callable[[float, str], None]) -> d
         effective = dict(deployed.effective)
     finally:
         deployed.close()
-    result = _outputs(hardware, job, x, logits, progress)
+    result = _outputs(hardware, job, x, progress)
+    warnings += _doubts(result["fidelity"], effective, job["threads"])
     return result | {
         "effective": effective,
         "precision": effective.get("precision"),
@@ -91,7 +100,6 @@ def _outputs(
     hardware: Hardware,
     job: Mapping[str, Any],
     x: FloatArray,
-    logits: FloatArray,
     progress: Callable[[float, str], None],
 ) -> dict[str, Any]:
     """Fidelity and accuracy of the same artifact, loaded once more for the larger evaluation batch."""
@@ -99,6 +107,7 @@ def _outputs(
     progress(0.5, "fidelity")
     deployed = hardware.load(Path(job["artifact"]), threads=job["threads"], batch=(size, *x.shape[1:]))
     try:
+        logits = np.load(Path(job["reference"]) / "logits.npy")
         outputs = np.concatenate([answer(deployed, part, size) for part in _parts(x, size)])
         result: dict[str, Any] = {"fidelity": {**fidelity(outputs, logits), "data": job["reference_data"]}}
         if job["test"]:
@@ -113,6 +122,24 @@ def _outputs(
     finally:
         deployed.close()
     return result
+
+
+def _doubts(faithful: Mapping[str, Any], effective: Mapping[str, Any], threads: int) -> list[str]:
+    """What the runtime does otherwise than asked, as warnings."""
+    found = []
+    if faithful["top1"] < _FAITHFUL_TOP1:
+        found.append(
+            f"The deployed model and the torch model agree on only {faithful['top1']:.1%} of {faithful['n']} "
+            f"{faithful['data']} examples: its accuracy is the runtime's or the export's, not the method's."
+        )
+    if effective.get("threads") != threads:
+        found.append(f"{threads} threads were asked for; the runtime reports {effective.get('threads')}.")
+    share = effective.get("mac_share", {}).get(effective.get("precision"), 1.0)
+    if share < _MOSTLY:
+        found.append(
+            f"Only {share:.0%} of the multiply-accumulates ran in {effective['precision']} (see effective.mac_share)."
+        )
+    return found
 
 
 def _time(deployed: Deployed, job: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, str]]:
@@ -134,7 +161,11 @@ def _time(deployed: Deployed, job: Mapping[str, Any]) -> tuple[dict[str, Any], l
     readings = [
         {**dataclasses.asdict(reading), "grid_g_per_kwh": account["grid_g_per_kwh"]}
         for reading in meter.stop(len(timing.latency_ns))
+        if reading.gross_j > 0
     ]
+    if not readings:
+        reason = "the energy counter did not advance during the measurement"
+        return dataclasses.asdict(timing), [], dict.fromkeys(("energy_j", "energy_method", "carbon_g"), reason)
     return dataclasses.asdict(timing), readings, {}
 
 

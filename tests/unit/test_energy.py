@@ -41,6 +41,7 @@ def _counter(root: Path, folder: str, name: str, value: int, wraps_at: int = 1_0
 def test_rapl_reads_package_and_dram_but_not_their_parts(tmp_path: Path) -> None:
     package = _counter(tmp_path, "intel-rapl:0", "package-0", 100)
     _counter(tmp_path, "intel-rapl:0:0", "core", 50)
+    _counter(tmp_path, "intel-rapl-mmio:0", "package-0", 100)
     dram = _counter(tmp_path, "intel-rapl:0:1", "dram", 10)
     domains = rapl.readable_domains(tmp_path)
     assert [domain.name for domain in domains] == ["0 package-0", "0:1 dram"]

@@ -19,7 +19,10 @@ from tests.unit.fake_hardware import Behaviour
 
 @pytest.fixture
 def job(tmp_path: Path) -> Any:
-    np.savez(tmp_path / "reference.npz", x=np.zeros((8, 1, 4, 4), np.float32), logits=np.zeros((8, 10), np.float32))
+    reference = tmp_path / "reference"
+    reference.mkdir()
+    np.save(reference / "x.npy", np.zeros((8, 1, 4, 4), np.float32))
+    np.save(reference / "logits.npy", np.zeros((8, 10), np.float32))
     np.save(tmp_path / "x.npy", np.zeros((20, 1, 4, 4), np.float32))
     np.save(tmp_path / "y.npy", np.arange(20) % 10)
     (tmp_path / "model.bin").write_bytes(b"weights")
@@ -34,7 +37,7 @@ def job(tmp_path: Path) -> Any:
             "measure": vars(measure),
             "energy": vars(EnergySettings()),
             "artifact": str(tmp_path / "model.bin"),
-            "reference": str(tmp_path / "reference.npz"),
+            "reference": str(reference),
             "reference_data": "validation",
             "test": str(tmp_path),
         }
