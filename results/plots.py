@@ -15,7 +15,7 @@ from typing import Any
 
 from harness.errors import InputError, StoreError, Unavailable
 from results.metrics import ENERGY, Metric, metric
-from results.tables import method_labels
+from results.tables import hardware_label, method_labels
 
 SUFFIXES = (".png", ".svg", ".pdf")
 _MARKERS = "osD^vP*Xp<>h"
@@ -61,7 +61,7 @@ def points(rows: Sequence[Mapping[str, Any]], x: str, y: str) -> tuple[list[dict
             continue
         point = {name: row[name] for name in ("run_id", *_PANEL, "method", "hardware", "energy_method")}
         config = json.loads(row["hardware_config"] or "{}")
-        point |= {"label": label, "hardware_config": config}
+        point |= {"label": label, "target": hardware_label(row, rows), "hardware_config": config}
         for axis, name in (("x", x), ("y", y)):
             point |= _scaled(axis, name, metrics[axis], row)
         found.append(point)
@@ -172,7 +172,7 @@ def _draw_panels(
 ) -> None:
     found = [p for panel in panels for p in panel]
     methods = sorted({p["label"] for p in found}, key=lambda label: (label != "baseline", label))
-    targets = sorted({_target(p) for p in found})
+    targets = sorted({p["target"] for p in found})
     places = list(grid.flat)
     for axes, panel in zip(places, panels, strict=False):
         _draw_axes(axes, panel, metrics, methods, targets)
@@ -203,7 +203,7 @@ def _draw_axes(
             p["y"],
             marker=_MARKERS[methods.index(p["label"]) % len(_MARKERS)],
             markersize=9 if p["pareto"] else 6.5,
-            markerfacecolor=_GREYS[targets.index(_target(p)) % len(_GREYS)],
+            markerfacecolor=_GREYS[targets.index(p["target"]) % len(_GREYS)],
             markeredgecolor="black",
             markeredgewidth=1.5 if p["pareto"] else 0.8,
             linestyle="none",
@@ -265,11 +265,6 @@ def _legend(figure: Any, methods: Sequence[str], targets: Sequence[str]) -> None
         )
     )
     figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=8)
-
-
-def _target(point: Mapping[str, Any]) -> str:
-    config = ", ".join(f"{key}={value}" for key, value in point["hardware_config"].items())
-    return f"{point['hardware']} ({config})" if config else str(point["hardware"])
 
 
 def _axis_title(found: Metric, points_: Sequence[Mapping[str, Any]]) -> str:

@@ -146,7 +146,7 @@ def build(rows: Sequence[Row], names: Sequence[str], fmt: Format = "md") -> Tabl
             if name == "method":
                 cells.append(label)
             elif name == "hardware":
-                cells.append(_hardware_label(row, rows))
+                cells.append(hardware_label(row, rows))
             elif row[name] is None:
                 cells.append(_missing(name, reasons.get(name), footnotes))
             else:
@@ -179,7 +179,8 @@ def method_labels(rows: Sequence[Row]) -> list[str]:
     return [" > ".join(show(step) for step in chain) for chain in chains]
 
 
-def _hardware_label(row: Row, rows: Sequence[Row]) -> str:
+def hardware_label(row: Row, rows: Sequence[Row]) -> str:
+    """A runtime's name, with the options in which rows of the same runtime differ: ``openvino (precision=bf16)``."""
     config = json.loads(row["hardware_config"] or "{}")
     others = [json.loads(r["hardware_config"] or "{}") for r in rows if r["hardware"] == row["hardware"]]
     shown = [f"{k}={_value(v)}" for k, v in config.items() if any(other.get(k) != v for other in others)]
