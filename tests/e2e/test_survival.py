@@ -101,7 +101,7 @@ def test_a_misbehaving_runtime_is_a_record_and_the_sweep_goes_on(
 
 
 def test_a_hang_ends_at_the_timeout(home: Path) -> None:
-    out, _ = assay(home, "run", spec(home.parent, "hang"), "--timeout", "8", "--json", code=1)
+    out, _ = assay(home, "run", spec(home.parent, "hang"), "--timeout", "20", "--json", code=1)
     (row,) = json.loads(out)
     assert row["status"] == "timeout"
     assert "--timeout" in row["reason"]
