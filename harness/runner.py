@@ -23,7 +23,7 @@ from typing import Any, Literal
 from harness import cache, environment, paths, registry
 from harness.canonical import digest
 from harness.contracts import Store, Task
-from harness.errors import InputError, Unavailable
+from harness.errors import InputError, StoreError, Unavailable
 from harness.executor import JobError, Worker
 from harness.filters import Filter
 from harness.prepare import code_hash
@@ -226,6 +226,8 @@ def sweep(
         Before anything has run, or when the store can no longer take records.
     """
     planned = plan(spec, only)
+    for folder in {paths.home(), (db or paths.default_db()).absolute().parent}:
+        _check_writable(folder)
     store = open_store(db)
     store.sync()
     cache.remove_leftovers(paths.cache())
@@ -269,6 +271,26 @@ def sweep(
     finally:
         forge.close()
     return Outcome(planned, records, kept, run_ids, interrupted)
+
+
+def _check_writable(folder: Path) -> None:
+    """Refuse before the work what would be refused after it.
+
+    Raises
+    ------
+    StoreError
+        If no file can be made in the folder.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"x" * 4096)
+            probe.flush()
+    except OSError as error:
+        raise StoreError(
+            f"{folder} cannot be written: {error.strerror}. "
+            "Make room there, or choose another place with ASSAY_HOME and --db."
+        ) from None
 
 
 Report = Callable[[Any, float, str, Record | None], None]

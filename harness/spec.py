@@ -365,7 +365,7 @@ def build(kind: registry.Kind, item: Mapping[str, Any]) -> Any:
 def parameters(built: Any) -> dict[str, Any]:
     """The parameters of a task, method or hardware object as plain JSON values."""
     if resolved := getattr(built, "resolved_parameters", None):
-        return cast(dict[str, Any], resolved())
+        return cast(dict[str, Any], _plain(resolved()))
     value = {f.name: getattr(built, f.name) for f in dataclasses.fields(built) if f.init}
     return cast(dict[str, Any], _plain(value))
 

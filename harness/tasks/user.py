@@ -163,6 +163,10 @@ class UserTask:
         loaders = self._returned().loaders
         return held_out(self.target, loaders["test"]) if "test" in loaders else None
 
+    def resolved_parameters(self) -> dict[str, Any]:
+        """What the function is called with, for the record and for making this task again."""
+        return dict(self.parameters)
+
     def dataset_hash(self) -> str | None:
         """Sha256 over the test examples' bytes and classes, or None where there is no test set."""
         from harness.tasks.user_data import content_hash

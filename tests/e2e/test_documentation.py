@@ -24,10 +24,12 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def _lines(path: Path) -> Iterator[str]:
-    for block in re.findall(r"```(?:console|sh|bash)?\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL):
-        for line in block.replace("\\\n", " ").splitlines():
+    language: str | None = None
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith("```"):
+            language = None if language is not None else line.removeprefix("```")
+        elif language in ("", "console", "sh", "bash"):
             command = line.strip().removeprefix("$ ").rpartition("&& ")[2]
-            command = re.sub(r"^(?:[A-Z_]+=\S+ )+", "", command)
             if command.startswith("assay "):
                 yield command
 
