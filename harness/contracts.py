@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_chec
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    import torch
     from torch import Tensor, nn
 
     from harness.training import Recipe
@@ -147,6 +148,34 @@ class Task(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One optimizer step that has just been taken; gradients are still in the parameters' ``grad``.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Being trained.
+    optimizer : torch.optim.Optimizer
+        With its state (momentum), which a method that removes weights has to clear there.
+    index : int
+        From 0, over all epochs.
+    steps : int
+        Steps of the whole training.
+    epoch : int
+        From 0.
+    epoch_end : bool
+        Whether this was the epoch's last step.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    index: int
+    steps: int
+    epoch: int
+    epoch_end: bool
+
+
 class Trainer(Protocol):
     """Trains in place on a task's training data; see :class:`harness.training.SGDTrainer`."""
 
@@ -155,12 +184,12 @@ class Trainer(Protocol):
         model: nn.Module,
         recipe: Recipe,
         *,
-        after_step: Callable[[nn.Module], None] | None = None,
+        after_step: Callable[[Step], None] | None = None,
         loss: Callable[[nn.Module, Tensor, Tensor], Tensor] | None = None,
     ) -> Mapping[str, float]:
         """Train ``model`` in place and return its final metrics.
 
-        ``after_step`` runs after every optimizer step (masks are re-applied there); ``loss`` replaces
+        ``after_step`` runs after every optimizer step (masks are re-applied there), gradients off; ``loss`` replaces
         the cross-entropy and receives (model, inputs, labels).
         """
         ...
@@ -192,6 +221,9 @@ class Context:
         A folder of this step's own.
     progress : callable
         ``progress(fraction, message)``.
+    fresh : callable or None
+        ``fresh()`` returns the network untrained, initialised as the baseline's training began (equal seed): for
+        pruning at initialisation, rewinding and training from scratch. None for a task that trains no baseline.
     """
 
     data: Data | None
@@ -202,6 +234,7 @@ class Context:
     seed: int
     scratch: Path
     progress: Callable[[float, str], None] = _silent
+    fresh: Callable[[], nn.Module] | None = None
 
 
 @runtime_checkable
@@ -310,6 +343,33 @@ class EnergyReading:
     window_s: float
     inferences: int
     inputs: Mapping[str, JSON] = field(default_factory=dict)
+
+
+class Storage(Protocol):
+    """A file format for a model's weights: lossless, so that what it weighs is what the model is."""
+
+    def encode(self, state: Mapping[str, Tensor]) -> bytes:
+        """The state dict as the bytes of a file; equal tensors give equal bytes."""
+        ...
+
+    def decode(self, data: bytes) -> dict[str, Tensor]:
+        """The state dict, bit for bit.
+
+        Raises
+        ------
+        InputError
+            If the data are damaged, truncated or hostile.
+        """
+        ...
+
+    def sizes(self, state: Mapping[str, Tensor]) -> Mapping[str, int]:
+        """The state dict in bytes.
+
+        ``plain_bytes`` (raw tensors), ``container_bytes`` (this file, everything in it counted), ``shannon_bytes``
+        (the entropy bound of the representation chosen), and the raw tensors by ``zstd_bytes`` (level 19),
+        ``xz_bytes`` (preset 9) and ``gzip_bytes`` (level 9).
+        """
+        ...
 
 
 class Store(Protocol):

@@ -46,16 +46,18 @@ def _runtimes() -> dict[str, dict[str, Any]]:
 
 def _data() -> dict[str, str]:
     """Each data set with where it was found, or the reason why not; nothing is downloaded."""
-    from harness.tasks import fashion_mnist_files, imagenet
+    from harness.tasks import imagenet
+    from harness.tasks.idx_dataset import FASHION_MNIST, MNIST
 
     found = {"digits": "comes with scikit-learn"}
-    try:
-        files = fashion_mnist_files.locate(download=False)
-        fashion_mnist_files.verify(files)
-        (folder,) = {str(path.parent) for path in files.values()}
-        found["fashion-mnist"] = f"{folder}, sha256 verified"
-    except AssayError as error:
-        found["fashion-mnist"] = str(error)
+    for data in (FASHION_MNIST, MNIST):
+        try:
+            files = data.locate(download=False)
+            data.verify(files)
+            (folder,) = {str(path.parent) for path in files.values()}
+            found[data.title.lower()] = f"{folder}, sha256 verified"
+        except AssayError as error:
+            found[data.title.lower()] = str(error)
     folder_of_classes = imagenet.locate(None, "val")
     found["imagenet"] = str(
         folder_of_classes or "not found: put its folders under imagenet/val in a folder of ASSAY_DATA"

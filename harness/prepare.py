@@ -24,7 +24,7 @@ from harness.contracts import Context, Data, Hardware, Method, Task
 from harness.errors import InputError, NotFinite, Unavailable, Unsupported
 from harness.executor import scratch_folder
 from harness.measure import counts
-from harness.measure.size import weigh
+from harness.measure.size import WEIGHTS, codec_source, weigh, weigh_weights
 from harness.provenance import source_hash, versions
 from harness.registry import resolve
 from harness.spec import Cell, build
@@ -36,8 +36,33 @@ Progress = Callable[[float, str], None]
 
 
 def code_hash(kind: Any, item: Mapping[str, Any]) -> str:
-    """Source hash of what a resolved item names, with its parameters."""
-    return digest([source_hash(resolve(kind, item["name"]).__module__), item])
+    """Source hash of what a resolved item names, with its parameters.
+
+    A task may name further modules (``sources()``) that it imports by name, such as that of its network; its recipe
+    counts by its values.
+    """
+    module = resolve(kind, item["name"]).__module__
+    if kind != "task":
+        return digest([source_hash(module), item])
+    task: Task = build("task", item)
+    # A user's own function is not called for its name's sake: its model's bytes identify its cells.
+    recipe = None if ":" in item["name"] else task.recipe()
+    more: tuple[str, ...] = getattr(task, "sources", tuple)()
+    return digest([source_hash(module, *more), item, asdict(recipe) if recipe else None])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """What the steps of one cell have in common; ``stages`` is what they report, in order."""
+
+    cell: Cell
+    task: Task
+    hardware: Hardware
+    data: Data | None
+    data_key: str
+    not_before: float
+    progress: Progress
+    stages: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -78,24 +103,33 @@ def prepare(job: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     data = task.data()
     data_key = _data_key(digest(cell.task), data, own=":" in cell.task["name"])
     trusted = _trust(task.model(cell.seed)) if ":" in cell.task["name"] else []
-    stages: list[dict[str, Any]] = []
-
-    current = _baseline(task, cell, data, data_key, progress, stages)
+    work = _Work(
+        cell=cell,
+        task=task,
+        hardware=hardware,
+        data=data,
+        data_key=data_key,
+        not_before=job["not_before"],
+        progress=progress,
+        stages=[],
+    )
+    current = _baseline(work)
     baseline_sha256 = current.sha256
     original = _load(current)
     params_original = counts.parameters(original)[0]
+    work.stages[-1] |= _weights(original, current)
     model: nn.Module = original
     for index, step in enumerate(cell.chain):
         progress(0.6 + 0.2 * index / len(cell.chain), step["name"])
-        current = _step(current, step, task, cell, data, data_key, hardware, job["not_before"], stages, progress)
+        current = _step(work, current, step)
         model = _load(current)
-        stages[-1]["params_nonzero"] = counts.parameters(model)[1]
+        work.stages[-1] |= {"params_nonzero": counts.parameters(model)[1], **_weights(model, current)}
 
     progress(0.8, "reference outputs")
     example = torch.zeros(2, *task.input_shape)
-    reference = _reference(model, current, task, data, data_key, cell)
+    reference = _reference(work, model, current)
     progress(0.85, f"build for {cell.hardware['name']}")
-    artifact, folder = _artifact(model, current, example, cell, hardware, job["not_before"])
+    artifact, folder = _artifact(work, model, current, example)
     progress(0.95, "test set")
     total, nonzero = counts.parameters(model)
     reasons = {}
@@ -113,7 +147,8 @@ def prepare(job: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
             "params_total": total,
             "params_nonzero": nonzero,
             "macs": counts.macs(model, example),
-            "stages": stages,
+            "weights": {key: work.stages[-1][key] for key in WEIGHTS},
+            "stages": work.stages,
             "reasons": reasons,
             "dataset_hash": task.dataset_hash(),
         },
@@ -178,10 +213,9 @@ def _prepared(folder: Path, meta: Mapping[str, Any]) -> Prepared:
     return Prepared(folder.name, folder / "model.pt", meta["sha256"])
 
 
-def _baseline(
-    task: Task, cell: Cell, data: Data | None, data_key: str, progress: Progress, stages: list[dict[str, Any]]
-) -> Prepared:
+def _baseline(work: _Work) -> Prepared:
     """The task's trained model: trained once per task, seed, data, recipe, code and torch version."""
+    cell, task, data = work.cell, work.task, work.data
     recipe = task.recipe()
     key = digest(
         {
@@ -189,37 +223,37 @@ def _baseline(
             "training": source_hash("harness.training"),
             "recipe": asdict(recipe) if recipe else None,
             "seed": cell.seed,
-            "data": [task.dataset_hash(), data_key],
+            "data": [task.dataset_hash(), work.data_key],
             "packages": versions(["torch", "torchvision"]),
         }
     )
     if recipe is None or data is None:
-        return _given(task, cell, key, stages)
+        return _given(work, key)
     folder = paths.cache("models", key)
 
     def fill(place: Path) -> dict[str, Any]:
         model = task.model(cell.seed)
-        train = _trainer(data, cell.seed, lambda f, m: progress(0.6 * f, f"train {cell.task['name']}: {m}"))
+        train = _trainer(data, cell.seed, lambda f, m: work.progress(0.6 * f, f"train {cell.task['name']}: {m}"))
         metrics = dict(train(model, recipe))
         return {**_save(model.eval(), place), "metrics": metrics, "cores": environment.cores()}
 
     meta, cached = cache.obtain(folder, fill)
-    stages.append({"name": "train", "cached": cached, "seconds": meta["seconds"], **meta["metrics"]})
+    work.stages.append({"name": "train", "cached": cached, "seconds": meta["seconds"], **meta["metrics"]})
     return _prepared(folder, meta)
 
 
-def _given(task: Task, cell: Cell, key: str, stages: list[dict[str, Any]]) -> Prepared:
+def _given(work: _Work, key: str) -> Prepared:
     """The model of a task that trains none: made anew each time and cached by its bytes.
 
     Its weights come from files that no source hash knows of.
     """
     begin = time.perf_counter()
-    model = task.model(cell.seed).eval()
+    model = work.task.model(work.cell.seed).eval()
     with scratch_folder(paths.cache("models")) as scratch:
         sha256 = _save(model, Path(scratch))["sha256"]
     folder = paths.cache("models", digest([key, sha256]))
     meta, _ = cache.obtain(folder, lambda place: _save(model, place))
-    stages.append({"name": "model", "cached": False, "seconds": round(time.perf_counter() - begin, 3)})
+    work.stages.append({"name": "model", "cached": False, "seconds": round(time.perf_counter() - begin, 3)})
     return _prepared(folder, meta)
 
 
@@ -229,26 +263,16 @@ def _trainer(data: Data, seed: int, progress: Progress) -> Any:
     return SGDTrainer(data=data, seed=seed, threads=environment.cores(), progress=progress)
 
 
-def _step(
-    before: Prepared,
-    step: Mapping[str, Any],
-    task: Task,
-    cell: Cell,
-    data: Data | None,
-    data_key: str,
-    hardware: Hardware,
-    not_before: float,
-    stages: list[dict[str, Any]],
-    progress: Progress,
-) -> Prepared:
+def _step(work: _Work, before: Prepared, step: Mapping[str, Any]) -> Prepared:
     """One chain step, cached by the model before it, its own code and parameters, the seed and, if used, the scheme."""
+    cell, task, data, hardware = work.cell, work.task, work.data, work.hardware
     method: Method = build("method", step)
     scheme = asdict(hardware.scheme) if method.uses_scheme else None
     key = digest(
         [
             before.key,
             before.sha256,
-            data_key,
+            work.data_key,
             code_hash("method", step),
             source_hash("harness.training"),
             cell.seed,
@@ -257,37 +281,41 @@ def _step(
     )
     folder = paths.cache("models", key)
 
+    def report(_: float, message: str) -> None:
+        work.progress(0.7, f"{step['name']}: {message}")
+
     def fill(place: Path) -> dict[str, Any]:
         model = _load(before)
         with tempfile.TemporaryDirectory() as scratch:
             context = Context(
                 data=data,
                 recipe=task.recipe(),
-                trainer=_trainer(data, cell.seed, lambda f, m: progress(0.7, f"{step['name']}: {m}")) if data else None,
+                trainer=_trainer(data, cell.seed, report) if data else None,
                 scheme=hardware.scheme,
                 input_shape=task.input_shape,
                 seed=cell.seed,
                 scratch=Path(scratch),
-                progress=lambda f, m: progress(0.7, f"{step['name']}: {m}"),
+                progress=report,
+                fresh=(lambda: task.model(cell.seed)) if task.recipe() else None,
             )
             if reason := method.unsupported(model, context):
                 raise Unsupported(f"{step['name']}: {reason}")
             return _save(method.compress(model, context).eval(), place)
 
-    meta, cached = cache.obtain(folder, fill, not_before)
-    stages.append({"name": step["name"], "cached": cached, "seconds": meta["seconds"]})
+    meta, cached = cache.obtain(folder, fill, work.not_before)
+    work.stages.append({"name": step["name"], "cached": cached, "seconds": meta["seconds"]})
     return _prepared(folder, meta)
 
 
-def _reference(model: nn.Module, prepared: Prepared, task: Task, data: Data | None, data_key: str, cell: Cell) -> Path:
+def _reference(work: _Work, model: nn.Module, prepared: Prepared) -> Path:
     """Real examples (random ones where a task has no data) and the torch model's logits for them."""
     import torch
 
-    count = cell.measure["fidelity_examples"]
-    folder = paths.cache("reference", digest([prepared.key, prepared.sha256, data_key, count]))
+    count = work.cell.measure["fidelity_examples"]
+    folder = paths.cache("reference", digest([prepared.key, prepared.sha256, work.data_key, count]))
 
     def fill(place: Path) -> dict[str, Any]:
-        x = _examples(task, data, count)
+        x = _examples(work.task, work.data, count)
         with torch.no_grad():
             logits = torch.cat([model(x[start : start + 32]) for start in range(0, len(x), 32)])
         if not torch.isfinite(logits).all():
@@ -327,14 +355,21 @@ def _examples(task: Task, data: Data | None, count: int) -> Tensor:
     return torch.cat(parts)[:count].contiguous()
 
 
-def _artifact(
-    model: nn.Module, prepared: Prepared, example: Tensor, cell: Cell, hardware: Hardware, not_before: float
-) -> tuple[dict[str, Any], Path]:
+def _weights(model: nn.Module, prepared: Prepared) -> dict[str, int]:
+    """The model's weights in bytes, plain and compressed; kept beside the model, since coding takes a while."""
+    measuring = [codec_source(), source_hash("harness.measure.size"), versions(["torch", "zstandard"])]
+    folder = paths.cache("weights", digest([prepared.key, prepared.sha256, measuring]))
+    meta, _ = cache.obtain(folder, lambda place: dict(weigh_weights(model, place)))
+    return {key: meta[key] for key in WEIGHTS}
+
+
+def _artifact(work: _Work, model: nn.Module, prepared: Prepared, example: Tensor) -> tuple[dict[str, Any], Path]:
+    hardware = work.hardware
     key = digest(
         [
             prepared.key,
             prepared.sha256,
-            code_hash("hardware", cell.hardware),
+            code_hash("hardware", work.cell.hardware),
             source_hash("harness.measure.size"),
             versions([*hardware.packages, "torch"]),
         ]
@@ -345,7 +380,7 @@ def _artifact(
         path = hardware.build(model, example, place)
         return {**weigh(path), "name": path.name}
 
-    meta, _ = cache.obtain(folder, fill, not_before)
+    meta, _ = cache.obtain(folder, fill, work.not_before)
     if file_sha256(folder / meta["name"]) != meta["sha256"]:
         raise InputError(f"The cached artifact {folder / meta['name']} was changed. Delete {folder} and run again.")
     return meta, folder

@@ -13,8 +13,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 _OURS = ("harness", "methods", "hardware", "results", "papers")
-# Interfaces, names and messages: they say what is asked, not how it is computed.
+# Interfaces, names, messages and values that are hashed themselves: what is asked, not how it is computed.
 _NOT_CODE = {
+    "harness",
     "harness.cli",
     "harness.contracts",
     "harness.errors",
@@ -23,6 +24,9 @@ _NOT_CODE = {
     "harness.registry",
     "harness.runner",
     "harness.spec",
+    "harness.tasks",
+    "harness.tasks.models",
+    "harness.tasks.recipes",
 }
 
 

@@ -71,6 +71,9 @@ class Record:
         ``effective["precision"]``.
     artifact : mapping or None
         ``sha256``, ``size_bytes`` (as deployed), ``zstd_bytes`` (level 19), ``files`` (relative names), ``format``.
+    weights : mapping or None
+        Of the compressed model's state dict, in bytes: ``plain_bytes``, ``container_bytes``, ``shannon_bytes``,
+        ``zstd_bytes``, ``xz_bytes``, ``gzip_bytes`` (see :func:`harness.measure.size.weigh_weights`).
     params_original, params_total, params_nonzero : int or None
         Parameters before compression; after it; of those, not zero.
     macs : int or None
@@ -93,7 +96,8 @@ class Record:
         ``max_abs``, ``top1``, ``mean_kl``, ``n``: deployed outputs against the torch model's on validation examples
         (random inputs where a task has no data: ``data`` says which).
     stages : sequence of mapping
-        What each chain step reported: ``name``, ``seconds``, ``cached``, ``params_nonzero``.
+        What the baseline and each chain step reported: ``name``, ``seconds``, ``cached``, ``params_nonzero``, and the
+        bytes of ``weights``.
     reasons : mapping
         Column name to why it is NULL.
     warnings : sequence of str
@@ -130,6 +134,7 @@ class Record:
     effective: Mapping[str, Any] = field(default_factory=dict)
     precision: str | None = None
     artifact: Mapping[str, Any] | None = None
+    weights: Mapping[str, int] | None = None
     params_original: int | None = None
     params_total: int | None = None
     params_nonzero: int | None = None

@@ -18,13 +18,14 @@ from typing import Any, Literal
 
 from harness.errors import InputError, SpecError, UnknownName, suggestion
 
-Kind = Literal["task", "method", "hardware", "store"]
+Kind = Literal["task", "method", "hardware", "store", "storage"]
 
 _TABLES: dict[str, str] = {
     "task": "harness.tasks",
     "method": "methods",
     "hardware": "hardware",
     "store": "results",
+    "storage": "methods.storage",
 }
 
 

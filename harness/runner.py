@@ -26,6 +26,7 @@ from harness.contracts import Store, Task
 from harness.errors import InputError, StoreError, Unavailable
 from harness.executor import JobError, Worker
 from harness.filters import Filter
+from harness.measure.size import codec_source
 from harness.prepare import code_hash
 from harness.provenance import git_state, source_hash, versions
 from harness.record import Record, new_run_id
@@ -155,6 +156,7 @@ def plan(spec: Spec, only: Filter | None = None) -> list[Planned]:
             "cell": cell.to_json(),
             **hashes,
             "core": source_hash("harness.measure.run", "harness.prepare", "harness.training"),
+            "storage": codec_source(),
             "data": data,
             "packages": packages,
             "machine": machine["machine_id"],

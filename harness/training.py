@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from harness.contracts import Step
 from harness.errors import NotFinite
 
 if TYPE_CHECKING:
@@ -33,10 +34,14 @@ class Recipe:
         Examples per step.
     lr : float
         Peak learning rate.
-    optimizer : {"sgd", "adamw"}
-        SGD has Nesterov momentum 0.9.
+    optimizer : {"sgd", "adam", "adamw"}
+        Adam and AdamW with their usual betas.
+    momentum : float
+        Of SGD.
+    nesterov : bool
+        Whether SGD's momentum is Nesterov's.
     weight_decay : float
-        L2 (SGD) or decoupled (AdamW) decay; not applied to biases and normalisation parameters.
+        L2 (SGD, Adam) or decoupled (AdamW) decay; not applied to biases and normalisation parameters.
     schedule : {"onecycle", "cosine", "constant"}
         Per-step schedule; "onecycle" warms up linearly over the first 20 % of steps, then decays linearly to 0.
     label_smoothing : float
@@ -48,7 +53,9 @@ class Recipe:
     epochs: int
     batch_size: int = 128
     lr: float = 0.1
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    momentum: float = 0.9
+    nesterov: bool = True
     weight_decay: float = 5e-4
     schedule: Literal["onecycle", "cosine", "constant"] = "onecycle"
     label_smoothing: float = 0.0
@@ -153,7 +160,7 @@ class SGDTrainer:
         model: nn.Module,
         recipe: Recipe,
         *,
-        after_step: Callable[[nn.Module], None] | None = None,
+        after_step: Callable[[Step], None] | None = None,
         loss: Callable[[nn.Module, Tensor, Tensor], Tensor] | None = None,
     ) -> Mapping[str, float]:
         """Train ``model`` in place and leave it in eval mode.
@@ -165,7 +172,7 @@ class SGDTrainer:
         recipe : Recipe
             How.
         after_step : callable, optional
-            Called with the model after every optimizer step, gradients off.
+            Called after every optimizer step, gradients off.
         loss : callable, optional
             ``loss(model, inputs, labels)``, instead of the cross-entropy of the model's outputs.
 
@@ -183,8 +190,9 @@ class SGDTrainer:
         import torch
 
         metrics: dict[str, float] = {}
-        steps = recipe.epochs * math.ceil(self.data.train_size / recipe.batch_size)
-        objective = loss or _cross_entropy(recipe.label_smoothing)
+        per_epoch = math.ceil(self.data.train_size / recipe.batch_size)
+        steps = recipe.epochs * per_epoch
+        objective = loss or cross_entropy(recipe.label_smoothing)
         with _reproducible(self.seed, self.threads):
             model.to(memory_format=torch.channels_last)
             model.train()
@@ -208,7 +216,16 @@ class SGDTrainer:
                     optimizer.step()
                     if after_step is not None:
                         with torch.no_grad():
-                            after_step(model)
+                            after_step(
+                                Step(
+                                    model=model,
+                                    optimizer=optimizer,
+                                    index=step,
+                                    steps=steps,
+                                    epoch=epoch,
+                                    epoch_end=(step + 1) % per_epoch == 0,
+                                )
+                            )
                     total += current * len(y)
                     step += 1
                     if step % 20 == 0:
@@ -223,7 +240,8 @@ class SGDTrainer:
         return metrics
 
 
-def _cross_entropy(label_smoothing: float) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
+def cross_entropy(label_smoothing: float) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
+    """The trainer's own loss, for a method that adds a penalty to it: mean cross-entropy of ``model(x)`` in nats."""
     from torch.nn import functional as F
 
     return lambda model, x, y: F.cross_entropy(model(x), y, label_smoothing=label_smoothing)
@@ -252,7 +270,10 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     groups = [group for group in groups if group["params"]]
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=recipe.lr)
-    return torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, nesterov=True)
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(groups, lr=recipe.lr)
+    nesterov = recipe.nesterov and recipe.momentum > 0
+    return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=nesterov)
 
 
 @contextlib.contextmanager

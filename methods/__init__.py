@@ -10,6 +10,32 @@ from harness.registry import Entry
 
 TABLE: dict[str, Entry] = {
     "baseline": Entry("methods.baseline:Baseline", "the trained model as it is"),
+    "finetune": Entry("methods.finetune:Finetune", "train on without compressing: the dense control"),
+    "random": Entry("methods.pruning.random:Random", "zero weights drawn at random: the control"),
+    "han": Entry(
+        "methods.pruning.threshold:Threshold",
+        "zero weights below a share of each layer's deviation, in rounds (Han et al. 2015)",
+    ),
+    "gradual": Entry(
+        "methods.pruning.gradual:Gradual", "zero the smallest weights while training (Zhu and Gupta 2017)"
+    ),
+    "lottery-ticket": Entry(
+        "methods.pruning.lottery_ticket:LotteryTicket", "train, prune, rewind, train again (Frankle and Carbin 2019)"
+    ),
+    "snip": Entry("methods.pruning.snip:Snip", "prune at initialisation by sensitivity, train (Lee et al. 2019)"),
+    "grasp": Entry("methods.pruning.grasp:Grasp", "prune at initialisation by gradient flow, train (Wang et al. 2020)"),
+    "synflow": Entry(
+        "methods.pruning.synflow:SynFlow", "prune at initialisation without data, train (Tanaka et al. 2020)"
+    ),
+    "n-m": Entry("methods.pruning.n_m:NM", "keep n of every m consecutive weights (Mishra et al. 2021)"),
+    "wanda": Entry("methods.pruning.wanda:Wanda", "zero the smallest weight times input of each row (Sun et al. 2024)"),
+    "sparsegpt": Entry(
+        "methods.pruning.sparsegpt:SparseGPT", "prune layer by layer, updating what stays (Frantar & Alistarh 2023)"
+    ),
+    "set": Entry(
+        "methods.pruning.set:SparseEvolutionaryTraining", "sparse training with random regrowth (Mocanu et al. 2018)"
+    ),
+    "rigl": Entry("methods.pruning.rigl:RigL", "sparse training with regrowth by gradient (Evci et al. 2020)"),
     "magnitude": Entry("methods.pruning.magnitude:Magnitude", "zero the smallest weights (Han et al. 2015)"),
     "neuron-merging": Entry(
         "methods.pruning.neuron_merging:NeuronMerging",

@@ -121,6 +121,7 @@ def insert(connection: Any, batch: Sequence[Stored]) -> None:
         _insert_samples(connection, records)
         _append(connection, "energy_readings", [row for s in records for row in _energy_rows(s)])
         _append(connection, "artifacts", [row for s in records if (row := _artifact_row(s))])
+        _append(connection, "weights", [row for s in records if (row := _weights_row(s))])
         _upsert_machines(connection, records)
     _append(connection, "claims", [claim_row(stored) for stored in batch if stored.kind == "claim"])
 
@@ -162,6 +163,14 @@ def _artifact_row(stored: Stored) -> dict[str, Any] | None:
         "run_id": stored.id,
         "files": None if files is None else dumps(files),
     }
+
+
+def _weights_row(stored: Stored) -> dict[str, Any] | None:
+    weights = stored.value.get("weights")
+    if not weights:
+        return None
+    names = ("plain_bytes", "container_bytes", "shannon_bytes", "zstd_bytes", "xz_bytes", "gzip_bytes")
+    return {"run_id": stored.id} | {name: weights.get(name) for name in names}
 
 
 def _upsert_machines(connection: Any, records: Sequence[Stored]) -> None:

@@ -344,6 +344,10 @@ def _sample_problems(connection: Any, stored: Stored) -> list[str]:
             "SELECT list(sha256), list(size_bytes), list(0) FROM artifacts WHERE run_id = ?",
             [[a[key]] if (a := record.get("artifact")) else [] for key in ("sha256", "size_bytes")],
         ),
+        "weights": (
+            "SELECT list(plain_bytes), list(container_bytes), list(0) FROM weights WHERE run_id = ?",
+            [[w[key]] if (w := record.get("weights")) else [] for key in ("plain_bytes", "container_bytes")],
+        ),
     }
     problems = []
     for name, (query, expected) in queries.items():
@@ -356,7 +360,7 @@ def _sample_problems(connection: Any, stored: Stored) -> list[str]:
 
 def _reference_problems(connection: Any) -> list[str]:
     problems = []
-    for table in ("latency_samples", "predictions", "energy_readings", "artifacts"):
+    for table in ("latency_samples", "predictions", "energy_readings", "artifacts", "weights"):
         query = f"SELECT DISTINCT run_id FROM {table} ANTI JOIN records USING (run_id)"  # noqa: S608  (ours)
         problems += [
             f"{table}: rows of {name}, which is not in records." for (name,) in connection.execute(query).fetchall()

@@ -15,7 +15,7 @@ from typing import Any
 
 from harness.errors import InputError, StoreError, Unavailable
 from results.metrics import ENERGY, Metric, metric
-from results.tables import hardware_label, method_labels
+from results.tables import curve_labels, hardware_label, method_labels
 
 SUFFIXES = (".png", ".svg", ".pdf")
 _MARKERS = "osD^vP*Xp<>h"
@@ -23,7 +23,9 @@ _PANEL = ("task", "batch_size", "threads", "machine_id")
 _GREYS = ("#000000", "#ffffff", "#8c8c8c")
 
 
-def points(rows: Sequence[Mapping[str, Any]], x: str, y: str) -> tuple[list[dict[str, Any]], list[str]]:
+def points(
+    rows: Sequence[Mapping[str, Any]], x: str, y: str, curves: bool = False
+) -> tuple[list[dict[str, Any]], list[str]]:
     """The points of a plot, and notes about what is not in it.
 
     Parameters
@@ -32,6 +34,8 @@ def points(rows: Sequence[Mapping[str, Any]], x: str, y: str) -> tuple[list[dict
         Rows of ``runs``.
     x, y : str
         Metrics (:data:`results.metrics.METRICS`).
+    curves : bool
+        Give the strengths of one technique (sparsity, ratio, bits, ...) one label, and a line.
 
     Returns
     -------
@@ -52,7 +56,8 @@ def points(rows: Sequence[Mapping[str, Any]], x: str, y: str) -> tuple[list[dict
     metrics = {"x": metric(x), "y": metric(y)}
     found: list[dict[str, Any]] = []
     missing: dict[str, int] = {}
-    for row, label in zip(rows, method_labels(rows), strict=True):
+    labels = curve_labels(rows) if curves else method_labels(rows)
+    for row, label in zip(rows, labels, strict=True):
         absent = [name for name in (x, y) if row[name] is None]
         if absent:
             why = json.loads(row["reasons"] or "{}").get(absent[0], "no reason was recorded")
@@ -60,6 +65,9 @@ def points(rows: Sequence[Mapping[str, Any]], x: str, y: str) -> tuple[list[dict
             missing[text] = missing.get(text, 0) + 1
             continue
         point = {name: row[name] for name in ("run_id", *_PANEL, "method", "hardware", "energy_method")}
+        point["curve"] = curves
+        if "seeds" in row:
+            point["seeds"] = row["seeds"]
         config = json.loads(row["hardware_config"] or "{}")
         point |= {"label": label, "target": hardware_label(row, rows), "hardware_config": config}
         for axis, name in (("x", x), ("y", y)):
@@ -97,6 +105,8 @@ def _scaled(axis: str, name: str, found: Metric, row: Mapping[str, Any]) -> dict
         return None if column is None or row[column] is None else row[column] * found.scale
 
     low, high = shown(found.low), shown(found.high)
+    if "seeds" in row:
+        low, high = (end * found.scale for end in row["intervals"][name]) if name in row["intervals"] else (None, None)
     interval = (low, high) if low is not None and high is not None else (None, None)
     return {axis: row[name] * found.scale, f"{axis}_low": interval[0], f"{axis}_high": interval[1]}
 
@@ -179,8 +189,11 @@ def _draw_panels(
         axes.set_title(_panel_title(panel, found), loc="left", fontsize=9)
     for axes in places[len(panels) :]:
         axes.set_axis_off()
-    _legend(figure, methods, targets)
-    bars = [f"{m.label.lower()}: {m.interval}" for m in metrics if m.interval]
+    _legend(figure, methods, targets, any(p["curve"] for p in found))
+    if any("seeds" in p for p in found):
+        bars = ["95 % t-interval of the mean over seeds"]
+    else:
+        bars = [f"{m.label.lower()}: {m.interval}" for m in metrics if m.interval]
     footer = "; ".join([*([f"Bars: {', '.join(bars)}"] if bars else []), *notes])
     if footer:
         text = _wrapped(footer, int(figure.get_figwidth() * 19))
@@ -191,10 +204,14 @@ def _draw_axes(
     axes: Any, panel: list[dict[str, Any]], metrics: tuple[Metric, Metric], methods: list[str], targets: list[str]
 ) -> None:
     mx, my = metrics
+    colours = {label: f"C{index % 10}" for index, label in enumerate(methods)}
     front = sorted((p for p in panel if p["pareto"]), key=lambda p: (p["x"], p["y"]))
     # Steps, not slopes: nothing between two points of the front was measured.
     where = "pre" if mx.better == "higher" else "post"
     axes.step([p["x"] for p in front], [p["y"] for p in front], where=where, color="#9a9a9a", lw=1.1, ls="--", zorder=1)
+    for key in sorted({(p["label"], p["target"]) for p in panel if p["curve"]}):
+        line = sorted((p["x"], p["y"]) for p in panel if (p["label"], p["target"]) == key)
+        axes.plot(*zip(*line, strict=True), color=colours[key[0]], lw=0.9, zorder=2)
     for p in panel:
         bars = {"fmt": "none", "ecolor": "#7f7f7f", "elinewidth": 0.8, "capsize": 2, "capthick": 0.8, "zorder": 2}
         axes.errorbar(p["x"], p["y"], xerr=_error(p, "x"), yerr=_error(p, "y"), **bars)
@@ -204,7 +221,7 @@ def _draw_axes(
             marker=_MARKERS[methods.index(p["label"]) % len(_MARKERS)],
             markersize=9 if p["pareto"] else 6.5,
             markerfacecolor=_GREYS[targets.index(p["target"]) % len(_GREYS)],
-            markeredgecolor="black",
+            markeredgecolor=colours[p["label"]] if p["curve"] else "black",
             markeredgewidth=1.5 if p["pareto"] else 0.8,
             linestyle="none",
             zorder=4 if p["pareto"] else 3,
@@ -239,13 +256,17 @@ def _panel_title(panel: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str
     return title
 
 
-def _legend(figure: Any, methods: Sequence[str], targets: Sequence[str]) -> None:
+def _legend(figure: Any, methods: Sequence[str], targets: Sequence[str], curves: bool) -> None:
     from matplotlib.lines import Line2D
 
-    def handle(marker: str, fill: str, label: str, **style: Any) -> Any:
-        return Line2D([], [], ls="none", marker=marker, mfc=fill, mec="black", ms=6.5, label=label, **style)
+    def handle(marker: str, fill: str, label: str, mec: str = "black") -> Any:
+        return Line2D([], [], ls="none", marker=marker, mfc=fill, mec=mec, ms=6.5, label=label)
 
-    handles = [handle(_MARKERS[i % len(_MARKERS)], "#d0d0d0", _wrapped(label, 34)) for i, label in enumerate(methods)]
+    edges = [f"C{i % 10}" if curves else "black" for i in range(len(methods))]
+    handles = [
+        handle(_MARKERS[i % len(_MARKERS)], "#d0d0d0", _wrapped(label, 34), mec=edges[i])
+        for i, label in enumerate(methods)
+    ]
     handles.append(Line2D([], [], ls="none", label=" "))
     handles += [handle("o", _GREYS[i % len(_GREYS)], target) for i, target in enumerate(targets)]
     handles.append(Line2D([], [], ls="none", label=" "))

@@ -23,7 +23,7 @@ from harness.canonical import digest, dumps
 from harness.errors import StoreError
 from harness.record import SCHEMA_VERSION, STATUSES, Record
 
-VERDICTS = ("reproduced", "not reproduced", "stand-in", "not run")
+VERDICTS = ("reproduced", "not reproduced", "stand-in", "holds", "does not hold", "inconclusive", "not run")
 Kind = Literal["record", "claim"]
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
 _NEEDED = tuple(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-VERSION = 1
+VERSION = 2
 """Version of the tables. Views may change without it; they are replaced when the text of ``schema.sql`` changes."""
 
 _OBJECT = re.compile(r"^CREATE (?:OR REPLACE )?(TABLE|VIEW) (\w+) .*?-- (.+)$")

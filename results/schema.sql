@@ -1,4 +1,4 @@
--- Assay's results database, version 1 (the version is the row of schema_version; results/schema.py inserts it).
+-- Assay's results database, version 2 (the version is the row of schema_version; results/schema.py inserts it).
 --
 -- Everything here can be rebuilt from the record files beside the database (`assay db rebuild`). The tables hold what was
 -- measured, the views compute everything else. The comment after a column says what it is and its unit; it is stored in the
@@ -54,7 +54,7 @@ CREATE TABLE records ( -- One row a run: the scalar fields and JSON fields of it
     first_ms DOUBLE, -- first inference after loading (milliseconds)
     peak_rss_bytes BIGINT, -- high-water mark of the measuring process (bytes)
     fidelity JSON, -- deployed outputs against the torch model's: max_abs, top1, mean_kl, n, data (JSON object)
-    stages JSON NOT NULL, -- what each step reported: name, seconds, cached, params_nonzero (JSON array)
+    stages JSON NOT NULL, -- what each step reported: name, seconds, cached, params_nonzero, bytes of its weights (JSON array)
     reasons JSON NOT NULL, -- column name to why it is NULL, as recorded (JSON object)
     warnings JSON NOT NULL, -- what may have spoilt a number, with the remedy (JSON array of text)
     record_schema INTEGER NOT NULL, -- version of the record format (count)
@@ -96,6 +96,16 @@ CREATE TABLE artifacts ( -- The deployed file or folder of a run.
     files JSON, -- relative names (JSON array of text)
 );
 
+CREATE TABLE weights ( -- The compressed model's state dict of a run, weighed.
+    run_id VARCHAR NOT NULL, -- see records (text)
+    plain_bytes BIGINT, -- raw tensors (bytes)
+    container_bytes BIGINT, -- as a file of compressed weights: codebooks, tables and headers counted (bytes)
+    shannon_bytes BIGINT, -- entropy bound of the representation that the file chose (bytes)
+    zstd_bytes BIGINT, -- raw tensors by Zstandard level 19 (bytes)
+    xz_bytes BIGINT, -- raw tensors by xz preset 9 (bytes)
+    gzip_bytes BIGINT, -- raw tensors by gzip level 9 (bytes)
+);
+
 CREATE TABLE machines ( -- One row a machine, as its newest run described it.
     machine_id VARCHAR PRIMARY KEY, -- stable pseudonym of the machine (text)
     last_run_id VARCHAR NOT NULL, -- the newest run on it, whose description this is (text)
@@ -116,10 +126,10 @@ CREATE TABLE claims ( -- One row a checked claim of a paper; older checks stay.
     created_at TIMESTAMPTZ NOT NULL, -- when it was checked (UTC)
     paper VARCHAR NOT NULL, -- key of the paper's recipe (text)
     id VARCHAR NOT NULL, -- the claim's id within the paper (text)
-    claimed DOUBLE, -- the paper's figure (unit of the claim, see details)
-    measured DOUBLE, -- ours (unit of the claim)
-    tolerance DOUBLE, -- largest |measured - claimed| that counts as reproduced (unit of the claim)
-    verdict VARCHAR NOT NULL, -- reproduced, not reproduced, stand-in or not run, with a reason in parentheses (text)
+    claimed DOUBLE, -- the paper's figure, or its difference of a relation (unit of the claim, see details)
+    measured DOUBLE, -- ours: the mean over seeds, or the mean paired difference of a relation (unit of the claim)
+    tolerance DOUBLE, -- largest |measured - claimed| that counts as reproduced; of a relation its margin (unit of the claim)
+    verdict VARCHAR NOT NULL, -- reproduced, not reproduced, stand-in, holds, does not hold, inconclusive or not run, with qualifications or a reason in parentheses (text)
     reason VARCHAR, -- why it was not run or is a stand-in (text)
     run_ids VARCHAR[] NOT NULL, -- the runs it rests on (list of text)
     details JSON NOT NULL, -- whatever else the recipe says: unit, description, criterion (JSON object)
@@ -196,11 +206,13 @@ facts AS MATERIALIZED (
         m.gross_per_batch / r.batch_size AS energy_j,
         m.net_per_batch / r.batch_size AS energy_net_j,
         m.grid_g_per_kwh,
-        a.sha256 AS artifact_sha256, a.size_bytes, a.zstd_bytes
+        a.sha256 AS artifact_sha256, a.size_bytes, a.zstd_bytes,
+        w.plain_bytes, w.container_bytes, w.shannon_bytes, w.zstd_bytes AS weights_zstd_bytes, w.xz_bytes, w.gzip_bytes
     FROM records r
     LEFT JOIN latency l USING (run_id)
     LEFT JOIN meters m USING (run_id)
     LEFT JOIN artifacts a USING (run_id)
+    LEFT JOIN weights w USING (run_id)
 ),
 newest_baseline AS (
     SELECT * FROM facts WHERE is_baseline
@@ -222,7 +234,7 @@ matched AS (
 ),
 pairs AS (
     SELECT m.run_id, m.baseline_run_id,
-        b.size_bytes AS b_size_bytes, b.zstd_bytes AS b_zstd_bytes, b.p50_ms AS b_p50_ms, b.packages AS b_packages, b.created_at AS b_created_at,
+        b.size_bytes AS b_size_bytes, b.plain_bytes AS b_plain_bytes, b.macs AS b_macs, b.zstd_bytes AS b_zstd_bytes, b.p50_ms AS b_p50_ms, b.packages AS b_packages, b.created_at AS b_created_at,
         CASE WHEN b.energy_method = f.energy_method AND (b.settings -> 'energy') = (f.settings -> 'energy') THEN b.energy_j END AS b_energy_j,
         b.energy_method AS b_energy_method,
         -- Bit strings of unequal length cannot be combined; equal labels mean equal length.
@@ -237,6 +249,8 @@ derived AS (
         f.n_correct / nullif(f.n_examples, 0)::DOUBLE AS accuracy,
         p.b_size_bytes / nullif(f.size_bytes, 0)::DOUBLE AS compression_ratio,
         p.b_zstd_bytes / nullif(f.zstd_bytes, 0)::DOUBLE AS zstd_compression_ratio,
+        p.b_plain_bytes / nullif(f.container_bytes, 0)::DOUBLE AS container_compression_ratio,
+        p.b_macs / nullif(f.macs, 0)::DOUBLE AS macs_ratio,
         1 - f.params_nonzero / nullif(f.params_original, 0)::DOUBLE AS pruning_rate,
         p.b_p50_ms / nullif(f.p50_ms, 0) AS speedup,
         p.b_energy_j / nullif(f.energy_j, 0) AS energy_ratio,
@@ -276,6 +290,14 @@ explained AS (
         'artifact_sha256', CASE WHEN artifact_sha256 IS NULL THEN why_size END,
         'compression_ratio', CASE WHEN compression_ratio IS NULL THEN coalesce(CASE WHEN size_bytes IS NULL THEN coalesce(reasons ->> 'size_bytes', why_size) END, no_baseline, 'the size is 0, or the baseline has none') END,
         'zstd_compression_ratio', CASE WHEN zstd_compression_ratio IS NULL THEN coalesce(CASE WHEN zstd_bytes IS NULL THEN coalesce(reasons ->> 'zstd_bytes', reasons ->> 'artifact', not_ok, 'the artifact was not compressed') END, no_baseline, 'the baseline has no compressed size') END,
+        'plain_bytes', CASE WHEN plain_bytes IS NULL THEN why_weights END,
+        'container_bytes', CASE WHEN container_bytes IS NULL THEN why_weights END,
+        'shannon_bytes', CASE WHEN shannon_bytes IS NULL THEN why_weights END,
+        'weights_zstd_bytes', CASE WHEN weights_zstd_bytes IS NULL THEN why_weights END,
+        'xz_bytes', CASE WHEN xz_bytes IS NULL THEN why_weights END,
+        'gzip_bytes', CASE WHEN gzip_bytes IS NULL THEN why_weights END,
+        'container_compression_ratio', CASE WHEN container_compression_ratio IS NULL THEN coalesce(CASE WHEN container_bytes IS NULL THEN why_weights END, no_baseline, 'the baseline''s weights were not weighed') END,
+        'macs_ratio', CASE WHEN macs_ratio IS NULL THEN coalesce(CASE WHEN macs IS NULL THEN coalesce(reasons ->> 'macs', not_ok, 'not counted') END, no_baseline, 'the baseline''s multiply-accumulates were not counted, or there are none') END,
         'baseline_run_id', CASE WHEN baseline_run_id IS NULL THEN coalesce(no_baseline, not_ok) END,
         'params_original', CASE WHEN params_original IS NULL THEN coalesce(not_ok, 'not counted') END,
         'params_total', CASE WHEN params_total IS NULL THEN coalesce(not_ok, 'not counted') END,
@@ -310,6 +332,7 @@ explained AS (
                 no_baseline, 'the baseline was not evaluated on the same examples'
             ) AS why_delta,
             coalesce(reasons ->> 'size_bytes', reasons ->> 'artifact', not_ok, 'no artifact was deployed') AS why_size,
+            coalesce(reasons ->> 'weights', not_ok, 'recorded by a version that did not weigh weights: run it again with --rerun') AS why_weights,
             CASE WHEN n_latency = 0 THEN coalesce(reasons ->> 'latency_ns', reasons ->> 'latency', not_ok, 'no inference was timed') END AS no_latency,
             coalesce(reasons ->> 'energy', not_ok, 'no meter was read') AS why_energy,
             coalesce(reasons ->> 'fidelity', not_ok, 'not compared') AS why_fidelity
@@ -338,11 +361,19 @@ SELECT
     d.zstd_bytes, -- artifact compressed with Zstandard level 19 (bytes)
     d.compression_ratio, -- baseline's size_bytes / size_bytes (ratio, higher is smaller)
     d.zstd_compression_ratio, -- baseline's zstd_bytes / zstd_bytes (ratio, higher is smaller)
+    d.plain_bytes, -- raw tensors of the compressed model's state dict (bytes)
+    d.container_bytes, -- the state dict as a file of compressed weights, everything in it counted (bytes)
+    d.shannon_bytes, -- entropy bound of the representation that the file chose (bytes)
+    d.weights_zstd_bytes, -- raw tensors by Zstandard level 19 (bytes)
+    d.xz_bytes, -- raw tensors by xz preset 9 (bytes)
+    d.gzip_bytes, -- raw tensors by gzip level 9 (bytes)
+    d.container_compression_ratio, -- baseline's plain_bytes / container_bytes (ratio, higher is smaller)
     d.params_original, -- parameters before compression (count)
     d.params_total, -- parameters after compression (count)
     d.params_nonzero, -- of params_total, not zero (count)
     d.pruning_rate, -- 1 - params_nonzero / params_original (fraction)
     d.macs, -- multiply-accumulates of one example (count)
+    d.macs_ratio, -- baseline's macs / macs (ratio, higher is cheaper)
     d.p50_ms AS latency_p50_ms, -- median duration of one inference over batch_size examples, n >= 6 (milliseconds)
     d.p90_ms AS latency_p90_ms, -- 90th percentile, n >= 64 (milliseconds)
     d.p99_ms AS latency_p99_ms, -- 99th percentile, n >= 662 (milliseconds)

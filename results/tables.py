@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from harness.errors import UnknownName
 from results import schema
+from results.metrics import METRICS
 
 Format = Literal["md", "latex", "csv"]
 Row = Mapping[str, Any]
@@ -148,11 +149,16 @@ def build(rows: Sequence[Row], names: Sequence[str], fmt: Format = "md") -> Tabl
             elif name == "hardware":
                 cells.append(hardware_label(row, rows))
             elif row[name] is None:
-                cells.append(_missing(name, reasons.get(name), footnotes))
+                cells.append(_missing(name, _reason(row, name, reasons), footnotes))
+            elif "seeds" in row and name in METRICS:
+                cells.append(_over_seeds(row, name))
             else:
                 cells.append(_FORMATS[name](row) if name in _FORMATS else _plain(row[name]))
         body.append(cells)
-    return Table([_HEADINGS.get(name, name) for name in names], body, footnotes, comparability(rows))
+    header = [_HEADINGS.get(name, name) for name in names]
+    if any("seeds" in row for row in rows):
+        header = [METRICS[name].title if name in METRICS else text for name, text in zip(names, header, strict=True)]
+    return Table(header, body, footnotes, comparability(rows))
 
 
 def method_labels(rows: Sequence[Row]) -> list[str]:
@@ -179,6 +185,35 @@ def method_labels(rows: Sequence[Row]) -> list[str]:
     return [" > ".join(show(step) for step in chain) for chain in chains]
 
 
+def curve_labels(rows: Sequence[Row]) -> list[str]:
+    """A name for each row's chain without what says how strong a technique was: rows of one curve have one name."""
+    bare = [
+        {**row, "chain": json.dumps([{k: v for k, v in step.items() if k not in _STRENGTH} for step in steps])}
+        for row in rows
+        for steps in [json.loads(row["chain"])]
+    ]
+    return method_labels(bare)
+
+
+def _reason(row: Row, name: str, reasons: Mapping[str, str]) -> str | None:
+    if "seeds" in row and name not in reasons:
+        return "there is no mean of p-values" if name == "mcnemar_p" else "one of the seeds' runs has none"
+    return reasons.get(name)
+
+
+def _over_seeds(row: Row, name: str) -> str:
+    """Mean, and plus or minus half its 95 % interval, in the metric's unit."""
+    found = METRICS[name]
+    value = row[name] * found.scale
+    if name not in row["intervals"]:
+        return significant(value, 4)
+    low, high = (end * found.scale for end in row["intervals"][name])
+    half = (high - low) / 2
+    # Two significant digits of the half width say how many decimals mean anything.
+    decimals = 2 if half == 0 else min(6, max(0, 1 - math.floor(math.log10(half))))
+    return f"{value:.{decimals}f} ± {half:.{decimals}f}".replace("-", "−")
+
+
 def hardware_label(row: Row, rows: Sequence[Row]) -> str:
     """A runtime's name, with the options in which rows of the same runtime differ: ``openvino (precision=bf16)``."""
     config = json.loads(row["hardware_config"] or "{}")
@@ -190,6 +225,10 @@ def hardware_label(row: Row, rows: Sequence[Row]) -> str:
 def comparability(rows: Sequence[Row]) -> list[str]:
     """What a reader must know before comparing these rows with one another."""
     notes = []
+    if counts := sorted({len(row["seeds"]) for row in rows if "seeds" in row}):
+        seeds = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
+        notes.append(f"Means over {seeds} seeds, plus or minus half the 95 % t-interval of the mean.")
+        rows = [{**row, "seed": 0} for row in rows]
     for name, text in (
         (
             "machine_id",
@@ -379,6 +418,14 @@ _HEADINGS = {
     "zstd_bytes": "zstd kB",
     "compression_ratio": "Ratio",
     "zstd_compression_ratio": "Ratio zstd",
+    "plain_bytes": "Plain weights kB",
+    "container_bytes": "Weights' file kB",
+    "shannon_bytes": "Shannon bound kB",
+    "weights_zstd_bytes": "Weights zstd kB",
+    "xz_bytes": "Weights xz kB",
+    "gzip_bytes": "Weights gzip kB",
+    "container_compression_ratio": "Ratio of weights' file",
+    "macs_ratio": "MACs ratio",
     "latency_p50_ms": "p50 ms",
     "latency_p90_ms": "p90 ms",
     "latency_p99_ms": "p99 ms",
@@ -400,13 +447,14 @@ _FORMATS: dict[str, Callable[[Row], str]] = {
     "accuracy_delta": _delta,
     "energy_j": _energy,
     "energy_net_j": _scaled("energy_net_j", 1e3),
-    "size_bytes": _scaled("size_bytes", 1e-3),
-    "zstd_bytes": _scaled("zstd_bytes", 1e-3),
+    **{n: _scaled(n, 1e-3) for n in ("size_bytes", "zstd_bytes", "plain_bytes", "container_bytes", "shannon_bytes")},
+    **{n: _scaled(n, 1e-3) for n in ("weights_zstd_bytes", "xz_bytes", "gzip_bytes")},
     "peak_rss_bytes": _scaled("peak_rss_bytes", 1e-6),
     **{
         n: _scaled(n)
         for n in ("latency_p50_ms", "latency_p90_ms", "latency_p99_ms", "throughput_per_s", "load_ms", "first_ms")
     },
     **{n: _ratio(n) for n in ("compression_ratio", "zstd_compression_ratio", "speedup", "energy_ratio")},
+    **{n: _ratio(n) for n in ("container_compression_ratio", "macs_ratio")},
     **{n: _percent(n) for n in ("pruning_rate", "fidelity_top1")},
 }

@@ -32,6 +32,12 @@ def _json_option(command: _F) -> _F:
     return click.option("--json", "as_json", is_flag=True, help="Print a JSON list of objects.")(command)
 
 
+def _over_seeds_option(command: _F) -> _F:
+    return click.option(
+        "--over-seeds", is_flag=True, help="One row a cell: means over the seeds, with 95 % t-intervals."
+    )(command)
+
+
 def _path(db_path: Path | None) -> Path:
     return Path(db_path or default_db()).absolute()
 
@@ -167,6 +173,7 @@ def db_check(ctx: click.Context, db_path: Path | None, as_json: bool) -> None:
     "--all", "everything", is_flag=True, help="Every run, of any status; default: the newest ok run of each cell."
 )
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write into this file.")
+@_over_seeds_option
 @_db_option
 @_json_option
 def table(
@@ -176,6 +183,7 @@ def table(
     fmt: Any,
     everything: bool,
     out: Path | None,
+    over_seeds: bool,
     db_path: Path | None,
     as_json: bool,
 ) -> None:
@@ -183,7 +191,7 @@ def table(
     from results import tables
 
     names = tables.columns(columns)
-    rows, older = _rows(_path(db_path), where, everything)
+    rows, older = _rows(_path(db_path), where, everything, over_seeds)
     rows = tables.ordered(rows, sort)
     if as_json:
         _write(
@@ -211,9 +219,20 @@ def table(
     type=click.Path(path_type=Path, dir_okay=False),
     help="File to draw: .png, .svg or .pdf. [default: Y-over-X.png]",
 )
+@click.option("--curves", is_flag=True, help="One label and one line for all strengths (sparsity, ...) of a technique.")
+@_over_seeds_option
 @_db_option
 @_json_option
-def plot(x: str, y: str, where: str | None, out: Path | None, db_path: Path | None, as_json: bool) -> None:
+def plot(
+    x: str,
+    y: str,
+    where: str | None,
+    out: Path | None,
+    curves: bool,
+    over_seeds: bool,
+    db_path: Path | None,
+    as_json: bool,
+) -> None:
     """Plot metric Y over metric X (columns of the view runs), with the Pareto front of each task.
 
     With --json the points are printed instead, and drawn only where --out is given.
@@ -223,8 +242,8 @@ def plot(x: str, y: str, where: str | None, out: Path | None, db_path: Path | No
 
     metric(x)
     metric(y)
-    rows, _ = _rows(_path(db_path), where, everything=False)
-    found, notes = plots.points(rows, x, y)
+    rows, _ = _rows(_path(db_path), where, False, over_seeds)
+    found, notes = plots.points(rows, x, y, curves)
     if as_json:
         _print_json(found)
     if out is None and as_json:
@@ -237,13 +256,17 @@ def plot(x: str, y: str, where: str | None, out: Path | None, db_path: Path | No
         click.echo(str(target))
 
 
-def _rows(path: Path, where: str | None, everything: bool) -> tuple[list[Any], int]:
+def _rows(path: Path, where: str | None, everything: bool, over_seeds: bool) -> tuple[list[Any], int]:
+    from results import seeds
     from results.queries import select
     from results.tables import newest_per_cell
 
+    if everything and over_seeds:
+        raise InputError("--over-seeds takes the newest ok run of each cell: leave --all out.")
     if everything:
         return list(select(path, "runs", where)), 0
-    return newest_per_cell([row for row in select(path, "latest", where) if row["status"] == "ok"])
+    rows, older = newest_per_cell([row for row in select(path, "latest", where) if row["status"] == "ok"])
+    return (list(seeds.over_seeds(rows)) if over_seeds else rows), older
 
 
 def _write(text: str, out: Path | None) -> None:
@@ -265,6 +288,8 @@ _SECTIONS: dict[str, tuple[str, ...]] = {
     "Asked for": ("task_config", "chain", "hardware_config", "seed", "batch_size", "threads", "settings"),
     "Size": (
         *("size_bytes", "zstd_bytes", "compression_ratio", "zstd_compression_ratio", "params_original", "params_total"),
+        *("plain_bytes", "container_bytes", "container_compression_ratio", "shannon_bytes", "weights_zstd_bytes"),
+        *("xz_bytes", "gzip_bytes", "macs_ratio"),
         *("params_nonzero", "pruning_rate", "macs", "artifact_format", "artifact_files", "artifact_sha256"),
     ),
     "Latency": (

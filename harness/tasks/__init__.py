@@ -14,21 +14,33 @@ from harness.registry import Entry
 if TYPE_CHECKING:
     from harness.contracts import Task
 
-_FASHION = "harness.tasks.fashion_mnist:FashionMnist"
+_NETWORKS = {
+    "lenet-300-100": "784-300-100-10 perceptron",
+    "lenet5-caffe": "Caffe's LeNet-5, 20-50-500-10",
+    "set-mlp": "784-1000-1000-1000-10 perceptron with dropout",
+    "vgg-small": "plain convolutions with batch normalisation, widths 16-32-64",
+    "resnet20": "ResNet-20, widths 16-32-64",
+    "mobilenet-tiny": "depthwise-separable convolutions",
+    "convnext-tiny-ish": "depthwise 7x7, LayerNorm, GELU",
+    "vit-tiny": "vision transformer, four blocks of width 64",
+}
 
 
-def _fashion(architecture: str, summary: str) -> Entry:
-    return Entry(_FASHION, f"Fashion-MNIST, {summary}", {"architecture": architecture})
+def _images(dataset: str, title: str) -> dict[str, Entry]:
+    return {
+        f"{dataset}/{architecture}": Entry(
+            "harness.tasks.idx_images:IdxImages",
+            f"{title}, {summary}",
+            {"dataset": dataset, "architecture": architecture},
+        )
+        for architecture, summary in _NETWORKS.items()
+    }
 
 
 TABLE: dict[str, Entry] = {
     "digits-cnn": Entry("harness.tasks.digits:Digits", "scikit-learn's 8x8 digits, a two-layer CNN; needs no download"),
-    "fashion-mnist/lenet-300-100": _fashion("lenet-300-100", "784-300-100-10 perceptron"),
-    "fashion-mnist/lenet5-caffe": _fashion("lenet5-caffe", "Caffe's LeNet-5, 20-50-500-10"),
-    "fashion-mnist/resnet20": _fashion("resnet20", "ResNet-20, widths 16-32-64"),
-    "fashion-mnist/mobilenet-tiny": _fashion("mobilenet-tiny", "depthwise-separable convolutions"),
-    "fashion-mnist/convnext-tiny-ish": _fashion("convnext-tiny-ish", "depthwise 7x7, LayerNorm, GELU"),
-    "fashion-mnist/vit-tiny": _fashion("vit-tiny", "vision transformer, four blocks of width 64"),
+    **_images("fashion-mnist", "Fashion-MNIST"),
+    **_images("mnist", "MNIST"),
     "torchvision": Entry(
         "harness.tasks.torchvision_models:TorchvisionModel",
         "any torchvision classification model: torchvision/resnet18",

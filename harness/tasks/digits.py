@@ -46,6 +46,10 @@ class Digits:
         """One grey channel, 8 by 8."""
         return (1, 8, 8)
 
+    def sources(self) -> tuple[str, ...]:
+        """The module of the network, for the task's source hash."""
+        return (models.source("digits-cnn"),)
+
     def unavailable(self) -> str | None:
         """None: the data come with scikit-learn."""
         return None

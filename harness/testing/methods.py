@@ -78,6 +78,7 @@ def _context(given: Reference, scratch: str, scheme: Scheme | None = None) -> Co
         input_shape=SHAPE,
         seed=0,
         scratch=Path(scratch),
+        fresh=given.fresh,
     )
 
 

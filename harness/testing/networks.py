@@ -69,11 +69,14 @@ class Reference:
         Digits.
     recipe : Recipe
         Of its training.
+    fresh : callable
+        Returns the network as its training began.
     """
 
     model: nn.Module
     data: Data
     recipe: Recipe
+    fresh: Callable[[], nn.Module]
 
     def images(self, count: int) -> Tensor:
         """The first ``count`` validation images, float32 (count, 1, 8, 8)."""
@@ -89,8 +92,12 @@ def reference(name: str) -> Reference:
     """One of the networks :data:`NAMES`, trained once a process (about a second)."""
     data = Digits().data()
     recipe = Recipe(epochs=4, batch_size=32, lr=0.1, weight_decay=5e-4, augment=False)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = _NETWORKS[name]()
+
+    def fresh() -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return _NETWORKS[name]()
+
+    model = fresh()
     SGDTrainer(data=data, seed=0)(model, recipe)
-    return Reference(model=model.eval(), data=data, recipe=recipe)
+    return Reference(model=model.eval(), data=data, recipe=recipe, fresh=fresh)

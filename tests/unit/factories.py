@@ -63,6 +63,14 @@ def record(**overrides: Any) -> dict[str, Any]:
             "files": ["model.pt"],
             "format": "torch",
         },
+        "weights": {
+            "plain_bytes": 4000,
+            "container_bytes": 3700,
+            "shannon_bytes": 3650,
+            "zstd_bytes": 3690,
+            "xz_bytes": 3680,
+            "gzip_bytes": 3695,
+        },
         "latency_ns": [1_000_000 + 1000 * (i % 97) for i in range(700)],
         "warmup_queries": 10,
         "load_ms": 3.0,
@@ -112,7 +120,7 @@ def reading(**overrides: Any) -> dict[str, Any]:
 def unmeasured(status: str, reason: str, **overrides: Any) -> dict[str, Any]:
     """A run that ended before anything was measured."""
     measured = (
-        *("labels", "predictions", "n_examples", "n_correct", "artifact", "params_original", "params_total"),
+        *("labels", "predictions", "n_examples", "n_correct", "artifact", "weights", "params_original", "params_total"),
         *("params_nonzero", "macs", "precision", "fidelity", "load_ms", "first_ms", "peak_rss_bytes", "warmup_queries"),
     )
     empty: dict[str, Any] = dict.fromkeys(measured)

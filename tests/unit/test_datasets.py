@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from harness.errors import DataError, Unavailable
-from harness.tasks import fashion_mnist_files as files
+from harness.tasks.idx_dataset import FASHION_MNIST, MNIST, IdxFile
 from harness.tasks.image_data import ImageData, Labelled, held_out, scaled, stratified_split
 
 
@@ -26,7 +26,7 @@ def home(tmp_path, monkeypatch) -> Path:
 
 def content(key: str) -> bytes:
     """A file of the right layout, but not the data set's."""
-    file = files.FILES[key]
+    file = FASHION_MNIST.files[key]
     header = bytes([0, 0, 8, len(file.shape)]) + b"".join(size.to_bytes(4) for size in file.shape)
     return header + bytes(file.size - len(header))
 
@@ -41,17 +41,17 @@ def tiny(tmp_path, monkeypatch) -> dict[str, bytes]:
         header = bytes([0, 0, 8, len(shape)]) + b"".join(size.to_bytes(4) for size in shape)
         values = rng.integers(0, 10 if "labels" in key else 256, shape, dtype=np.uint8)
         contents[key] = header + values.tobytes()
-        name = files.FILES[key].name
-        table[key] = files.IdxFile(name, shape, len(contents[key]), hashlib.sha256(contents[key]).hexdigest())
-    monkeypatch.setattr(files, "FILES", table)
-    monkeypatch.setattr(files, "DEBIAN", tmp_path / "no-debian")
+        name = FASHION_MNIST.files[key].name
+        table[key] = IdxFile(name, shape, len(contents[key]), hashlib.sha256(contents[key]).hexdigest())
+    monkeypatch.setitem(vars(FASHION_MNIST), "files", table)
+    monkeypatch.setitem(vars(FASHION_MNIST), "system", tmp_path / "no-debian")
     return contents
 
 
 def place(folder: Path, contents: dict[str, bytes], zipped: bool) -> None:
     folder.mkdir(parents=True)
     for key, value in contents.items():
-        name = files.FILES[key].name
+        name = FASHION_MNIST.files[key].name
         if zipped:
             (folder / f"{name}.gz").write_bytes(gzip.compress(value))
         else:
@@ -64,37 +64,37 @@ def test_assay_data_is_found_in_each_layout(tiny, home, tmp_path, monkeypatch, i
     place(tmp_path / "a" / inside, tiny, zipped)
     (tmp_path / "empty").mkdir()
     monkeypatch.setenv("ASSAY_DATA", f"{tmp_path / 'empty'}:{tmp_path / 'a'}")
-    files.verify(files.locate())
-    examples = files.load("train")
+    FASHION_MNIST.verify(FASHION_MNIST.locate())
+    examples = FASHION_MNIST.load("train")
     assert examples.images.shape == (20, 1, 28, 28)
     assert examples.images.tobytes() == tiny["train_images"][16:]
     assert examples.labels.tolist() == list(tiny["train_labels"][8:])
-    assert len(files.load("test")) == 6
+    assert len(FASHION_MNIST.load("test")) == 6
 
 
 def test_assay_data_comes_before_debian_and_debian_before_the_download(tiny, home, tmp_path, monkeypatch):
     place(home / "data" / "FashionMNIST" / "raw", tiny, True)
-    assert files.locate()["test_labels"].is_relative_to(home)
-    place(files.DEBIAN, tiny, True)
-    assert files.locate()["test_labels"].is_relative_to(files.DEBIAN)
+    assert FASHION_MNIST.locate()["test_labels"].is_relative_to(home)
+    place(FASHION_MNIST.system, tiny, True)
+    assert FASHION_MNIST.locate()["test_labels"].is_relative_to(FASHION_MNIST.system)
     place(tmp_path / "mine", tiny, False)
     monkeypatch.setenv("ASSAY_DATA", str(tmp_path / "mine"))
-    assert files.locate()["test_labels"].is_relative_to(tmp_path / "mine")
+    assert FASHION_MNIST.locate()["test_labels"].is_relative_to(tmp_path / "mine")
 
 
 def test_a_missing_file_beside_others_is_named(tiny, home, tmp_path, monkeypatch):
     place(tmp_path / "mine", tiny, True)
     (tmp_path / "mine" / "t10k-labels-idx1-ubyte.gz").unlink()
-    place(files.DEBIAN, tiny, True)
+    place(FASHION_MNIST.system, tiny, True)
     monkeypatch.setenv("ASSAY_DATA", str(tmp_path / "mine"))
     with pytest.raises(DataError, match=r"mine has no t10k-labels-idx1-ubyte.*ASSAY_DATA"):
-        files.locate()
+        FASHION_MNIST.locate()
 
 
 def test_a_folder_that_does_not_exist_is_an_error(home, tmp_path, monkeypatch):
     monkeypatch.setenv("ASSAY_DATA", str(tmp_path / "nowhere"))
     with pytest.raises(DataError, match="nowhere, which is not a folder"):
-        files.locate()
+        FASHION_MNIST.locate()
 
 
 def damage_truncated_gzip(path: Path) -> None:
@@ -137,9 +137,9 @@ def damage_empty(path: Path) -> None:
 def test_a_damaged_file_is_refused_with_its_name_and_a_remedy(tiny, home, tmp_path, monkeypatch, damage, message):
     place(tmp_path / "mine", tiny, True)
     monkeypatch.setenv("ASSAY_DATA", str(tmp_path / "mine"))
-    files.verify(files.locate())  # remembered as good: the damage must be noticed all the same
+    FASHION_MNIST.verify(FASHION_MNIST.locate())  # remembered as good: the damage must be noticed all the same
     damage(tmp_path / "mine" / "train-images-idx3-ubyte.gz")
-    for use in (lambda: files.verify(files.locate()), lambda: files.load("train")):
+    for use in (lambda: FASHION_MNIST.verify(FASHION_MNIST.locate()), lambda: FASHION_MNIST.load("train")):
         with pytest.raises(DataError, match=message) as caught:
             use()
         assert "train-images-idx3-ubyte.gz" in str(caught.value)
@@ -149,16 +149,16 @@ def test_a_damaged_file_is_refused_with_its_name_and_a_remedy(tiny, home, tmp_pa
 def test_verified_files_are_not_read_again(tiny, home, tmp_path, monkeypatch):
     place(tmp_path / "mine", tiny, True)
     monkeypatch.setenv("ASSAY_DATA", str(tmp_path / "mine"))
-    files.verify(files.locate())
-    monkeypatch.setattr(files, "read", lambda path, file: pytest.fail(f"{path} was read again"))
-    files.verify(files.locate())
+    FASHION_MNIST.verify(FASHION_MNIST.locate())
+    monkeypatch.setattr(type(FASHION_MNIST), "read", lambda self, path, file: pytest.fail(f"{path} was read again"))
+    FASHION_MNIST.verify(FASHION_MNIST.locate())
 
 
 def test_an_unwritable_cache_does_not_matter(tiny, home, tmp_path, monkeypatch):
     place(tmp_path / "mine", tiny, True)
     monkeypatch.setenv("ASSAY_DATA", str(tmp_path / "mine"))
     home.write_text("a file where the folder should be")
-    files.verify(files.locate())
+    FASHION_MNIST.verify(FASHION_MNIST.locate())
 
 
 def test_without_files_and_network_the_reason_says_what_to_do(tiny, home, monkeypatch):
@@ -167,7 +167,7 @@ def test_without_files_and_network_the_reason_says_what_to_do(tiny, home, monkey
 
     monkeypatch.setattr(socket, "getaddrinfo", refused)
     with pytest.raises(Unavailable, match=r"dataset-fashion-mnist"):
-        files.locate()
+        FASHION_MNIST.locate()
     assert socket.getdefaulttimeout() is None
 
 
@@ -175,16 +175,16 @@ def test_idx_of_another_shape_is_refused():
     value = bytearray(content("test_labels"))
     value[7] ^= 1
     with pytest.raises(DataError, match="not an IDX file"):
-        files.idx(bytes(value), files.FILES["test_labels"])
+        FASHION_MNIST.parse(bytes(value), FASHION_MNIST.files["test_labels"])
     with pytest.raises(DataError, match="holds 9999 values"):
-        files.idx(content("test_labels")[:-1], files.FILES["test_labels"])
+        FASHION_MNIST.parse(content("test_labels")[:-1], FASHION_MNIST.files["test_labels"])
 
 
-@pytest.mark.skipif(not files.DEBIAN.is_dir(), reason="needs Debian's package dataset-fashion-mnist")
+@pytest.mark.skipif(not FASHION_MNIST.system.is_dir(), reason="needs Debian's package dataset-fashion-mnist")
 def test_debians_files_are_the_published_data_set(home):
-    found = files.locate()
-    files.verify(found)
-    train, test = files.load("train"), files.load("test")
+    found = FASHION_MNIST.locate()
+    FASHION_MNIST.verify(found)
+    train, test = FASHION_MNIST.load("train"), FASHION_MNIST.load("test")
     assert np.bincount(train.labels).tolist() == [6000] * 10
     assert np.bincount(test.labels).tolist() == [1000] * 10
     # Published mean and standard deviation of the training pixels: 0.2860 and 0.3530.
@@ -285,3 +285,13 @@ def test_the_test_set_keeps_its_order_whatever_the_batch():
     assert np.concatenate([y for _, y in test.batches(2)]).tolist() == list(range(7))
     assert test.size == 7
     assert whole.dtype == np.float32
+
+
+def test_mnist_is_found_where_torchvision_puts_it_and_never_taken_for_fashion_mnist(tiny, home, tmp_path, monkeypatch):
+    monkeypatch.setitem(vars(MNIST), "files", dict(FASHION_MNIST.files))  # small files; the contents do not matter here
+    place(tmp_path / "a" / "MNIST" / "raw", tiny, True)
+    monkeypatch.setenv("ASSAY_DATA", str(tmp_path / "a"))
+    assert MNIST.locate(download=False)["train_images"].parent == tmp_path / "a" / "MNIST" / "raw"
+    assert MNIST.load("train").images.shape == (20, 1, 28, 28)
+    with pytest.raises(Unavailable, match="Fashion-MNIST is not on this machine yet"):
+        FASHION_MNIST.locate(download=False)

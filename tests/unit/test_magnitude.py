@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from harness import registry
-from harness.contracts import Context, Scheme
+from harness.contracts import Context, Scheme, Step
 from harness.errors import SpecError, Unsupported
 from harness.training import Recipe, SGDTrainer
-from methods.pruning.magnitude import Magnitude, prunable_weights
+from methods.pruning.magnitude import Magnitude
+from methods.pruning.masks import prunable_weights, removals
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -69,6 +70,19 @@ def test_layer_scope_zeroes_exactly_that_share_of_every_layer(sparsity: float) -
     model = network()
     pruned = Magnitude(sparsity=sparsity, scope="layer").compress(model, context())
     assert zeros(pruned) == {n: round(sparsity * w.numel()) for n, w in prunable_weights(model).items()}
+
+
+@pytest.mark.parametrize("sparsity", [0.3, 0.9])
+def test_erk_scope_zeroes_the_smallest_of_every_layer_within_its_budget(sparsity: float) -> None:
+    model = network()
+    weights = prunable_weights(model)
+    pruned = Magnitude(sparsity=sparsity, scope="erk").compress(model, context())
+    assert zeros(pruned) == removals(weights, sparsity, "erk")
+    assert sum(zeros(pruned).values()) == round(sparsity * sum(w.numel() for w in weights.values()))
+    for name, after in prunable_weights(pruned).items():
+        gone, before = after == 0, weights[name].detach().abs()
+        if gone.any():
+            assert before[gone].max() <= before[~gone].min()
 
 
 def test_of_equal_magnitudes_the_first_go_first() -> None:
@@ -124,8 +138,10 @@ def test_no_prunable_layer_is_a_reason() -> None:
         ({"sparsity": 1.0}, "less than 1"),
         ({"sparsity": -0.1}, "greater than or equal to 0"),
         ({"sparsity": float("nan")}, "sparsity"),
-        ({"scope": "block"}, "'global' or 'layer'"),
+        ({"scope": "block"}, "'global', 'layer' or 'erk'"),
         ({"finetune_epochs": -1}, "finetune_epochs"),
+        ({"finetune_lr_scale": 0}, "finetune_lr_scale: .*greater than 0"),
+        ({"finetune_lr_scale": float("inf")}, "finetune_lr_scale"),
         ({"sparsty": 0.5}, "Did you mean 'sparsity'"),
     ],
 )
@@ -169,23 +185,28 @@ def test_finetuning_gives_the_same_bytes_for_the_same_seed() -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_gradients_and_momentum_of_zeros_stay_zero() -> None:
+def test_momentum_of_zeros_stays_zero() -> None:
     model = network()
     inputs = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     seen: list[int] = []
 
     def trainer(
-        model: nn.Module, recipe: Recipe, *, after_step: Callable[[nn.Module], None] | None = None, loss: Any = None
+        model: nn.Module, recipe: Recipe, *, after_step: Callable[[Step], None] | None = None, loss: Any = None
     ) -> dict[str, float]:
         assert (recipe.epochs, recipe.lr) == (3, pytest.approx(0.01))
         assert after_step is not None
         pruned = {name: weight == 0 for name, weight in prunable_weights(model).items()}
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
-        for _ in range(recipe.epochs):
+        for index in range(recipe.epochs):
             optimizer.zero_grad()
             model(inputs).square().mean().backward()
             optimizer.step()
-            after_step(model)
+            with torch.no_grad():
+                after_step(
+                    Step(
+                        model=model, optimizer=optimizer, index=index, steps=recipe.epochs, epoch=index, epoch_end=True
+                    )
+                )
             for name, weight in prunable_weights(model).items():
                 buffer = optimizer.state[weight]["momentum_buffer"]
                 assert buffer[pruned[name]].eq(0).all()
@@ -198,6 +219,15 @@ def test_gradients_and_momentum_of_zeros_stay_zero() -> None:
     tuned = Magnitude(sparsity=0.5, finetune_epochs=3).compress(model, given)
     assert sum(seen) == 3 * round(0.5 * sum(w.numel() for w in prunable_weights(model).values()))
     assert all(not weight._backward_hooks for weight in prunable_weights(tuned).values())
+
+
+def test_finetuning_runs_at_the_learning_rate_asked_for() -> None:
+    seen: list[tuple[int, float]] = []
+    given = context(
+        trainer=lambda model, recipe, **_: seen.append((recipe.epochs, recipe.lr)), recipe=Recipe(epochs=9, lr=0.1)
+    )
+    Magnitude(sparsity=0.5, finetune_epochs=3, finetune_lr_scale=0.5).compress(network(), given)
+    assert seen == [(3, pytest.approx(0.05))]
 
 
 def test_finetuning_without_data_is_a_reason() -> None:

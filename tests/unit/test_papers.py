@@ -1,14 +1,13 @@
-"""Papers: recipes as data, files fetched and verified, claims judged."""
+"""Papers: recipes as data, files fetched and verified."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import http.server
-import json
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import pytest
 import papers
 from harness.errors import DataError, InputError, StoreError, Unavailable, UnknownName
 from harness.spec import Spec
-from papers import Claim, Paper, Source, sources, verdicts
+from papers import Paper, Source, sources
 
 KEY = "neuron-merging-2020"
 BODY = bytes(range(256)) * 1000
@@ -29,31 +28,15 @@ SHA = hashlib.sha256(BODY).hexdigest()
 
 def test_the_recipe_is_a_valid_spec_of_nine_cells() -> None:
     paper = papers.load(KEY)
-    cells = Spec.from_mapping(paper.spec).cells()
+    cells = Spec.from_mapping(paper.specs[0]).cells()
     assert len(cells) == 9
     assert {cell.hardware["name"] for cell in cells} == {"torch"}
     assert cells[0].task["weights"] == paper.sources[0].sha256
 
 
-@pytest.mark.parametrize("key", papers.names())
-def test_every_claim_selects_cells_of_its_recipe(key: str) -> None:
-    paper = papers.load(key)
-    assert len({claim.id for claim in paper.claims}) == len(paper.claims)
-    assert paper.cite.startswith("@")
-    assert papers.readme(key).startswith("# ")
-    for variant in ({}, *({name: value} for name, values in paper.variants.items() for value in values)):
-        chosen = papers.load(key, variant)
-        rows = [
-            {**cell.row(), "chain": json.dumps(cell.chain), "run_id": str(index)}
-            for index, cell in enumerate(Spec.from_mapping(chosen.spec).cells())
-        ]
-        for claim in chosen.claims:
-            assert sum(verdicts.matches(claim.select, row) for row in rows) == 1, claim.id
-
-
 def test_a_variant_changes_the_spec_and_drops_the_claims_that_are_not_about_it() -> None:
     paper = papers.load(KEY, ["criterion=l2-norm"])
-    assert paper.spec["method"][1]["criterion"] == "l2-norm"
+    assert paper.specs[0]["method"][1]["criterion"] == "l2-norm"
     assert {claim.id: claim.claimed for claim in paper.claims if claim.claimed is not None} == {"baseline": 89.80}
     assert "l2-norm/merge/0.7" in {claim.id for claim in paper.claims}
     assert len([claim for claim in papers.load(KEY).claims if claim.claimed is not None]) == 9
@@ -90,7 +73,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def paper(url: str = "http://127.0.0.1:9/weights.bin", sha256: str = SHA) -> Paper:
     source = Source(name="weights", filename="weights.bin", url=url, sha256=sha256)
-    return Paper(key="some-paper", title="", cite="", sources=(source,), spec={}, claims=())
+    return Paper(key="some-paper", title="", cite="", sources=(source,), specs=(), claims=())
 
 
 @contextlib.contextmanager
@@ -196,96 +179,3 @@ def test_a_home_that_cannot_be_written_is_named(home: Path) -> None:
     home.write_text("a file where the folder should be")
     with server(BODY) as url, pytest.raises(StoreError, match=r"weights.bin cannot be written"):
         sources.fetch(paper(url))
-
-
-# ---- verdicts ----
-
-
-def claim(**given: Any) -> Claim:
-    values: dict[str, Any] = {"id": "a", "claimed": 88.40, "tolerance": 0.01, "select": {"task": "t"}}
-    return Claim(**{**values, **given})
-
-
-def row(accuracy: float | None = 0.884, **given: Any) -> Mapping[str, Any]:
-    return {"run_id": "r", "task": "t", "status": "ok", "reason": None, "accuracy": accuracy, **given}
-
-
-@pytest.mark.parametrize(
-    ("accuracy", "verdict"),
-    [
-        (0.8840, "reproduced"),
-        (0.8841, "reproduced"),
-        (0.8839, "reproduced"),
-        (0.88411, "not reproduced"),
-        (0.8838, "not reproduced"),
-    ],
-)
-def test_the_tolerance_is_in_points_and_includes_its_ends(accuracy: float, verdict: str) -> None:
-    (found,) = verdicts.judge([claim()], [row(accuracy)])
-    assert (found.verdict, found.measured) == (verdict, pytest.approx(100 * accuracy))
-
-
-def test_a_stand_in_is_never_a_verdict_on_the_papers_figure() -> None:
-    for accuracy in (0.884, 0.1):
-        (found,) = verdicts.judge([claim(stand_in=True)], [row(accuracy)])
-        assert found.verdict == "stand-in"
-        assert found.measured == pytest.approx(100 * accuracy)
-
-
-def test_a_measurement_without_a_claim_has_no_verdict() -> None:
-    (found,) = verdicts.judge([claim(claimed=None)], [row(0.5)])
-    assert (found.claimed, found.measured, found.verdict) == (None, 50.0, None)
-
-
-def test_seeds_are_averaged() -> None:
-    (found,) = verdicts.judge([claim()], [row(0.88, run_id="1"), row(0.888, run_id="2"), row(0.1, task="other")])
-    assert found.measured == pytest.approx(88.4)
-    assert found.run_ids == ("1", "2")
-
-
-@pytest.mark.parametrize(
-    ("rows", "verdict"),
-    [
-        ([], "not run (no run matches)"),
-        ([row(None, status="failed", reason="out of memory")], "not run (failed: out of memory)"),
-        ([row(), row(None, status="timeout", reason="60 s")], "not run (timeout: 60 s)"),
-        ([row(None)], "not run (accuracy was not measured)"),
-    ],
-)
-def test_what_was_not_measured_is_not_judged(rows: list[Mapping[str, Any]], verdict: str) -> None:
-    for judged in (claim(), claim(stand_in=True), claim(claimed=None)):
-        (found,) = verdicts.judge([judged], rows)
-        assert (found.verdict, found.measured) == (verdict, None)
-
-
-def test_nothing_runs_without_the_source() -> None:
-    (found,) = verdicts.judge([claim()], [], not_run="offline")
-    assert found.verdict == "not run (offline)"
-
-
-@pytest.mark.parametrize(
-    ("wanted", "expected"),
-    [
-        ([{"name": "p", "ratio": 0.5}], True),
-        ([{"name": "p", "ratio": 0.6}], False),
-        ([{"name": "p", "merge": False}], True),
-        ([{"name": "p", "merge": True}], False),
-        ([{"name": "p", "merge": 0}], False),
-        ([{"name": "p", "absent": 1}], False),
-        ([{"name": "p"}, {"name": "q"}], False),
-        ([], False),
-    ],
-)
-def test_a_chain_is_selected_by_the_given_parameters(wanted: list[dict[str, Any]], expected: bool) -> None:
-    steps = [{"name": "p", "ratio": 0.5, "merge": False}]
-    for chain in (steps, json.dumps(steps)):
-        assert verdicts.matches({"chain": wanted}, row(chain=chain)) is expected
-
-
-def test_the_report_has_the_stated_shape() -> None:
-    made = papers.load(KEY)
-    report = verdicts.report(made, verdicts.judge(made.claims, []))
-    assert set(report) == {"paper", "claims"}
-    assert report["paper"] == KEY
-    for entry in json.loads(json.dumps(report))["claims"]:
-        assert list(entry) == ["id", "claimed", "measured", "tolerance", "verdict", "run_ids"]

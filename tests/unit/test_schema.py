@@ -24,7 +24,8 @@ pruning_rate macs latency_p50_ms latency_p90_ms latency_p99_ms n_latency speedup
 energy_method carbon_g peak_rss_bytes load_ms first_ms fidelity_max_abs fidelity_top1 accuracy_delta mcnemar_p
 spec_hash method_hash git_commit git_dirty machine_id artifact_sha256 accuracy_delta_low accuracy_delta_high
 energy_ratio zstd_compression_ratio baseline_run_id hardware_config spec_name cell_hash params_original effective
-warnings reasons
+warnings reasons plain_bytes container_bytes shannon_bytes weights_zstd_bytes xz_bytes gzip_bytes
+container_compression_ratio macs_ratio
 """
 
 PRUNED = [{"name": "magnitude", "sparsity": 0.9}]
@@ -77,6 +78,15 @@ def test_values_of_a_compressed_run_are_those_computed_by_hand(tmp_path: Path) -
         latency_ns=samples,
         params_nonzero=100,
         artifact={"sha256": "f" * 64, "size_bytes": 1000, "zstd_bytes": 900, "files": ["m"], "format": "torch"},
+        weights={
+            "plain_bytes": 4000,
+            "container_bytes": 100,
+            "shannon_bytes": 99,
+            "zstd_bytes": 150,
+            "xz_bytes": 140,
+            "gzip_bytes": 160,
+        },
+        macs=1000,
         energy=[
             reading(gross_j=3.0, method="modelled"),
         ],
@@ -98,6 +108,8 @@ def test_values_of_a_compressed_run_are_those_computed_by_hand(tmp_path: Path) -
         "n_lost": lost,
         "compression_ratio": 4.0,
         "zstd_compression_ratio": 4.0,
+        "container_compression_ratio": 40.0,
+        "macs_ratio": 5.0,
         "pruning_rate": 0.9,
         "latency_p50_ms": np.percentile(ms, 50),
         "latency_p90_ms": np.percentile(ms, 90),

@@ -267,7 +267,7 @@ def test_another_schema_version_and_a_foreign_database_are_refused(store: Store,
     store.add(record())
     with database.writing(store.path) as connection:
         connection.execute("UPDATE schema_version SET version = 99")
-    with pytest.raises(StoreError, match="schema version 99; this Assay reads version 1"):
+    with pytest.raises(StoreError, match="schema version 99; this Assay reads version 2"):
         store.add(record())
     assert results.rebuild(store.path).records == 2
     foreign = tmp_path / "foreign.duckdb"

@@ -14,7 +14,8 @@ from torch import fx, nn
 from harness import tasks
 from harness.contracts import Task
 from harness.errors import DataError, InputError, SpecError, UnknownName
-from harness.tasks import fashion_mnist_files, imagenet, models, pretrained, torchvision_models
+from harness.tasks import imagenet, models, pretrained, torchvision_models
+from harness.tasks.idx_dataset import FASHION_MNIST
 from harness.training import SGDTrainer, evaluate
 
 SHAPES = {name: (1, 8, 8) if name == "digits-cnn" else (1, 28, 28) for name in models.MODELS}
@@ -22,8 +23,10 @@ PARAMETERS = {
     "lenet-300-100": 784 * 300 + 300 + 300 * 100 + 100 + 100 * 10 + 10,
     "lenet5-caffe": 431_080,
     "resnet20": 272_186,
+    "set-mlp": 2_797_010,
+    "vgg-small": 72_666,
 }
-FASHION = [name for name in tasks.TABLE if name.startswith("fashion-mnist/")]
+IMAGES = [name for name in tasks.TABLE if name.startswith(("fashion-mnist/", "mnist/"))]
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +48,7 @@ def test_building_every_task_imports_nothing_heavy():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", [*FASHION, "digits-cnn", "torchvision/resnet18"])
+@pytest.mark.parametrize("name", [*IMAGES, "digits-cnn", "torchvision/resnet18"])
 def test_every_name_makes_a_task_of_that_name(name):
     task = tasks.create(name, {})
     assert isinstance(task, Task)
@@ -61,6 +64,8 @@ def test_every_name_makes_a_task_of_that_name(name):
         ("fashion-mnist/resnet20", {"epochs": -1}, "epochs.*greater than or equal to 0"),
         ("fashion-mnist/resnet20", {"architecture": "resnet2"}, "Did you mean 'resnet20'"),
         ("fashion-mnist/resnet20", {"train_examples": 60000}, "less than or equal to 55000"),
+        ("fashion-mnist/resnet20", {"training": {"learning_rate": 1}}, "a recipe has no 'learning_rate'. .*lr"),
+        ("fashion-mnist/resnet20", {"training": {"optimizer": "adagrad"}}, "optimizer: Input should be 'sgd'"),
         ("torchvision/resnet19", {}, "Did you mean 'resnet18'|Did you mean 'resnet1"),
         ("torchvision/resnet18", {"examples": 0}, "greater than or equal to 1"),
         ("torchvision", {}, "architecture"),
@@ -143,7 +148,7 @@ def test_the_digits_baseline_reaches_97_percent():
     assert correct / n >= 0.97
 
 
-@pytest.mark.skipif(not fashion_mnist_files.DEBIAN.is_dir(), reason="needs Debian's package dataset-fashion-mnist")
+@pytest.mark.skipif(not FASHION_MNIST.system.is_dir(), reason="needs Debian's package dataset-fashion-mnist")
 def test_fashion_mnist_parts():
     task = tasks.create("fashion-mnist/lenet-300-100", {"train_examples": 5000, "epochs": 1})
     assert task.unavailable() is None
@@ -159,7 +164,7 @@ def test_fashion_mnist_parts():
     seen = {image.numpy().tobytes() for image in next(data.train(5000, seed=0, augment=False))[0]}
     held = {image.numpy().tobytes() for image in next(data.validation(5000))[0]}
     assert len(seen & held) < 5  # the data set has a few identical images
-    assert task.dataset_hash() == fashion_mnist_files.folder_hash()
+    assert task.dataset_hash() == FASHION_MNIST.digest()
 
 
 def test_architectures_are_those_that_torchvision_lists():

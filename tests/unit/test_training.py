@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from harness.contracts import Step
 from harness.errors import NotFinite
 from harness.tasks.image_data import ImageData, Labelled
 from harness.training import Recipe, SGDTrainer, evaluate, learning_rate
@@ -110,14 +111,17 @@ def test_masks_applied_after_each_step_hold():
     model = network()
     mask = torch.zeros(8, 2)
     mask[:3] = 1
-    calls = []
+    calls, steps = [], []
 
-    def keep(trained: nn.Module) -> None:
+    def keep(step: Step) -> None:
         calls.append(torch.is_grad_enabled())
-        trained[0].weight.mul_(mask)
+        assert step.model is model
+        steps.append((step.index, step.steps, step.epoch, step.epoch_end))
+        model[0].weight.mul_(mask)
 
     SGDTrainer(data=Points(), seed=0)(model, Recipe(epochs=3, batch_size=16, lr=0.05), after_step=keep)
     assert calls == [False] * 12
+    assert steps == [(i, 12, i // 4, i % 4 == 3) for i in range(12)]
     assert torch.all(model[0].weight[3:] == 0)
     assert torch.any(model[0].weight[:3] != 0)
 

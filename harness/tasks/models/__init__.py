@@ -6,6 +6,8 @@ caller's random state.
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from harness.errors import UnknownName
@@ -13,29 +15,35 @@ from harness.errors import UnknownName
 if TYPE_CHECKING:
     from torch import nn
 
-MODELS: tuple[str, ...] = (
-    "digits-cnn",
-    "lenet-300-100",
-    "lenet5-caffe",
-    "resnet20",
-    "mobilenet-tiny",
-    "convnext-tiny-ish",
-    "vit-tiny",
-)
-"""Names of the networks."""
+MODELS: Mapping[str, str] = {
+    "digits-cnn": "digits:DigitsCNN",
+    "lenet-300-100": "lenet:LeNet300",
+    "lenet5-caffe": "lenet:LeNet5Caffe",
+    "set-mlp": "mlp:SetMLP",
+    "vgg-small": "vgg:VGGSmall",
+    "resnet20": "resnet:ResNet20",
+    "mobilenet-tiny": "mobilenet:MobileNetTiny",
+    "convnext-tiny-ish": "convnext:ConvNeXtTinyIsh",
+    "vit-tiny": "vit:ViTTiny",
+}
+"""Module and class by network.
+
+Imported by name and not by statement, so that a task's source hash covers the file of its own network and no other
+(see :func:`source`).
+"""
 
 
-def _classes() -> dict[str, type[nn.Module]]:
-    # Plain imports, so that a task's source hash covers the networks' files.
-    from harness.tasks.models.convnext import ConvNeXtTinyIsh
-    from harness.tasks.models.digits import DigitsCNN
-    from harness.tasks.models.lenet import LeNet5Caffe, LeNet300
-    from harness.tasks.models.mobilenet import MobileNetTiny
-    from harness.tasks.models.resnet import ResNet20
-    from harness.tasks.models.vit import ViTTiny
+def source(name: str) -> str:
+    """The module that defines a network.
 
-    networks = (DigitsCNN, LeNet300, LeNet5Caffe, ResNet20, MobileNetTiny, ConvNeXtTinyIsh, ViTTiny)
-    return dict(zip(MODELS, networks, strict=True))
+    Raises
+    ------
+    UnknownName
+        If there is no such network.
+    """
+    if name not in MODELS:
+        raise UnknownName("network", name, MODELS)
+    return f"{__name__}.{MODELS[name].partition(':')[0]}"
 
 
 def create(name: str, seed: int) -> nn.Module:
@@ -48,8 +56,7 @@ def create(name: str, seed: int) -> nn.Module:
     """
     import torch
 
-    if name not in MODELS:
-        raise UnknownName("network", name, MODELS)
+    kind: type[nn.Module] = getattr(importlib.import_module(source(name)), MODELS[name].partition(":")[2])
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return _classes()[name]()
+        return kind()

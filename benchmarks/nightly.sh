@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Every paper's recipe in its quick form, one after the other, and a summary. Exit code 1 if any of them could not be run.
+#
+#   benchmarks/nightly.sh [KEY...]         the papers named, or all of `assay ls papers`
+#
+# Runs go to the database of ASSAY_HOME (see `assay reproduce --help`), so that what has not changed is not run again; each
+# paper's output is kept in $ASSAY_HOME/nightly/KEY.log.
+set -u
+
+home="${ASSAY_HOME:-runs}"
+logs="$home/nightly"
+mkdir -p "$logs" || exit 2
+
+if [ "$#" -gt 0 ]; then
+    keys=("$@")
+else
+    listed="$(assay ls papers --json)" || exit 2
+    mapfile -t keys < <(printf '%s' "$listed" | python -c 'import json, sys; print(*(p["name"] for p in json.load(sys.stdin)), sep="\n")')
+fi
+
+failed=0
+lines=()
+for key in "${keys[@]}"; do
+    echo "== $key"
+    begin=$SECONDS
+    assay reproduce "$key" --quick >"$logs/$key.log" 2>&1
+    code=$?
+    case $code in
+        130) echo "interrupted"; exit 130 ;;
+        0) word="ok" ;;
+        *) word="FAILED (exit code $code)"; failed=$((failed + 1)) ;;
+    esac
+    cat "$logs/$key.log"
+    lines+=("$(printf '%-28s %-24s %5d s  %s' "$key" "$word" $((SECONDS - begin)) "$logs/$key.log")")
+done
+
+echo
+printf '%s\n' "${lines[@]}"
+echo "${#keys[@]} papers, $failed failed."
+[ "$failed" -eq 0 ]

@@ -1,0 +1,163 @@
+"""Structured pruning on every built-in network and on ten of torchvision: is it the same function, and is it faster?
+
+For each network, with random weights: half of the multiply-accumulates are removed (``structured``, target "macs"),
+and the outputs of the shrunken model are compared with those of the masked one
+(:func:`methods.pruning.structure.surgery.masked`: zeroed parameters; layer normalisations over the channels that stay).
+Both models are exported, and the latency of dense and pruned is measured in ONNX Runtime and OpenVINO, in alternating
+blocks of random order, one thread, batch 1. The speed-up is the median over the pairs of blocks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from torch import nn
+
+from harness import environment
+from harness.contracts import Context, Scheme
+from harness.measure.latency import time_queries
+from harness.spec import build
+from harness.tasks import models
+from methods.pruning.structure.surgery import masked, remove
+from methods.pruning.structured import Structured
+
+VISION = (
+    "resnet18",
+    "resnext50_32x4d",
+    "densenet121",
+    "mobilenet_v3_small",
+    "efficientnet_b0",
+    "convnext_tiny",
+    "vit_b_16",
+    "swin_t",
+    "shufflenet_v2_x1_0",
+    "regnet_y_400mf",
+)
+BUILT_IN = (
+    "digits-cnn",
+    "lenet-300-100",
+    "lenet5-caffe",
+    "resnet20",
+    "mobilenet-tiny",
+    "convnext-tiny-ish",
+    "vit-tiny",
+)
+BLOCKS = 10
+
+
+def lively(model: nn.Module) -> nn.Module:
+    """Random weights, scales, shifts and statistics: as initialised, some networks answer zero to everything."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, value in [*model.named_parameters(), *model.named_buffers()]:
+            if not value.is_floating_point():
+                continue
+            noise = torch.randn(value.shape, generator=generator)
+            if name.endswith("running_var"):
+                value.copy_(0.5 + torch.rand(value.shape, generator=generator))
+            elif value.ndim > 1 and not name.endswith(("layer_scale", "scale", "position", "class_token", "embedding")):
+                value.copy_(noise * math.sqrt(2 / value[0].numel()))
+            elif name.endswith("weight"):
+                value.copy_(1 + 0.3 * noise)
+            else:
+                value.copy_(0.3 * noise)
+    return model.eval()
+
+
+def network(name: str, size: int) -> tuple[nn.Module, tuple[int, ...]]:
+    if name in BUILT_IN:
+        return models.create(name, 0), (1, 8, 8) if name == "digits-cnn" else (1, 28, 28)
+    options = {"image_size": size} if name == "vit_b_16" else {}
+    with torch.random.fork_rng(devices=[]):
+        return getattr(torchvision.models, name)(**options), (3, size, size)
+
+
+def latencies(variants: dict[str, nn.Module], runtime: str, x: np.ndarray) -> tuple[dict[str, float], float, float]:
+    """Smallest block median in ms by variant, median ratio of the first to the second, largest relative error."""
+    hardware = build("hardware", {"name": runtime})
+    deployed: dict[str, Any] = {}
+    error = 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        for name, model in variants.items():
+            place = Path(folder) / name
+            place.mkdir()
+            artifact = hardware.build(model, torch.zeros(2, *x.shape[1:]), place)
+            deployed[name] = hardware.load(artifact, threads=1, batch=x.shape)
+            deployed[name].bind(x)
+            deployed[name]()
+            deployed[name].synchronize()
+            with torch.no_grad():
+                expected = model(torch.from_numpy(x)).numpy()
+            error = max(error, float(np.abs(deployed[name].fetch() - expected).max() / np.abs(expected).max()))
+
+        def block(name: str) -> float:
+            run = deployed[name]
+            timing = time_queries(run, run.synchronize, min_queries=10, min_seconds=0.05, max_seconds=60)
+            return statistics.median(timing.latency_ns) / 1e6
+
+        times: dict[str, list[float]] = {name: [] for name in deployed}
+        for name in deployed:  # warm-up, not kept
+            block(name)
+        for _ in range(BLOCKS):
+            for name in random.sample(list(deployed), 2):
+                times[name].append(block(name))
+        for run in deployed.values():
+            run.close()
+    ratio = statistics.median(a / b for a, b in zip(*times.values(), strict=True))
+    return {name: min(values) for name, values in times.items()}, ratio, error
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("networks", nargs="*", default=[*BUILT_IN, *VISION], help="names; all if none is given")
+    parser.add_argument("--size", type=int, default=64, help="height and width of torchvision's images")
+    parser.add_argument("--ratio", type=float, default=0.5, help="share of multiply-accumulates to remove")
+    parser.add_argument("--no-latency", action="store_true", help="only the equality")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    print("network | found in s | relative error | MACs left | ORT ms | OV ms | deployed error", flush=True)
+    worst = 0.0
+    for name in options.networks:
+        model, shape = network(name, options.size)
+        lively(model)
+        context = Context(
+            data=None, recipe=None, trainer=None, scheme=Scheme(), input_shape=shape, seed=0, scratch=Path()
+        )
+        begin = time.perf_counter()
+        structure, plan = Structured(target="macs", ratio=options.ratio).plan(model, context)
+        smaller = remove(model, structure, plan.units)
+        seconds = time.perf_counter() - begin
+        x = torch.randn(4, *shape, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            found, expected = smaller(x), masked(model, structure, plan.units)(x)
+        error = float((found - expected).abs().max() / expected.abs().max())
+        worst = max(worst, error)
+        cells = [name, f"{seconds:.1f}", f"{error:.1e}", f"{1 - plan.macs:.1%}"]
+        if not options.no_latency:
+            deployed_error = 0.0
+            for runtime in ("onnxruntime", "openvino"):
+                fastest, ratio, difference = latencies(
+                    {"dense": model, "pruned": smaller}, runtime, x[:1].contiguous().numpy()
+                )
+                deployed_error = max(deployed_error, difference)
+                cells.append(f"{fastest['dense']:.3f} -> {fastest['pruned']:.3f} ({ratio:.2f}x)")
+            cells.append(f"{deployed_error:.1e}")
+        print(" | ".join(cells), flush=True)
+    print(f"largest relative error of a shrunken model: {worst:.1e} (allowed 1e-4)")
+    print(environment.machine()["cpu_model"], environment.conditions())
+    if worst > 1e-4:
+        raise SystemExit("a shrunken model is not the masked one")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+"""Pruning by activations: training examples, and what flows into each layer while the layers before it are pruned."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from harness.errors import NotFinite
+from methods.pruning.masks import prunable_weights
+
+if TYPE_CHECKING:
+    from harness.contracts import Data
+
+Layer = nn.Linear | nn.Conv1d | nn.Conv2d
+"""Layers whose inputs can be collected."""
+
+_READ = 500
+_UNFOLDED = 1 << 24
+"""Values of unfolded input that are held at once (64 MiB in float32)."""
+
+
+def examples(data: Data, count: int, *, seed: int) -> tuple[Tensor, Tensor]:
+    """Training examples drawn by the seed, not augmented.
+
+    Parameters
+    ----------
+    data : Data
+        The task's.
+    count : int
+        How many; all of them where there are fewer.
+    seed : int
+        Of the draw.
+
+    Returns
+    -------
+    x, y : Tensor
+        Inputs (n, ...) and labels int64 (n,).
+    """
+    inputs, labels, left = [], [], count
+    for x, y in data.train(min(_READ, count), seed=seed, shuffle=True, augment=False):
+        inputs.append(x[:left])
+        labels.append(y[:left])
+        left -= len(x)
+        if left <= 0:
+            break
+    return torch.cat(inputs), torch.cat(labels)
+
+
+def balanced(data: Data, per_class: int, *, seed: int) -> tuple[Tensor, Tensor]:
+    """As :func:`examples`, class by class, with ``per_class`` of every class (all of a class that has fewer)."""
+    chosen: dict[int, list[Tensor]] = {}
+    for x, y in data.train(_READ, seed=seed, shuffle=True, augment=False):
+        for label in sorted(set(y.tolist())):
+            held = chosen.setdefault(label, [])
+            held.extend(x[y == label][: per_class - len(held)])
+    classes = sorted(chosen)
+    labels = torch.cat([torch.full((len(chosen[label]),), label) for label in classes])
+    return torch.stack([value for label in classes for value in chosen[label]]), labels
+
+
+def visit(model: nn.Module, x: Tensor, treat: Callable[[str, Layer, Tensor], None]) -> None:
+    """Run ``x`` through ``model`` once and hand every layer's input to ``treat`` before the layer computes.
+
+    ``treat`` may change the layer's weight in place: the layers after it then see what the changed one puts out. A
+    layer or a tied weight that is used several times is treated at its first use. The model runs in evaluation mode,
+    without gradients, and its mode is restored.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Run on all of ``x`` at once.
+    x : Tensor
+        Inputs (n, ...).
+    treat : callable
+        ``treat(name, layer, input)``, named as in :func:`methods.pruning.masks.prunable_weights`.
+
+    Raises
+    ------
+    NotFinite
+        If an input of a layer holds NaN or infinity.
+    """
+    names = {id(weight): name for name, weight in prunable_weights(model).items()}
+    done: set[str] = set()
+
+    def before(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        name = names[id(module.weight)]
+        if name in done or not isinstance(module, Layer) or not args:
+            return
+        done.add(name)
+        if not bool(torch.isfinite(args[0]).all()):
+            raise NotFinite(f"The input of layer {name!r} holds NaN or infinity on the calibration examples.")
+        treat(name, module, args[0])
+
+    modes = {module: module.training for module in model.modules()}
+    handles = [
+        module.register_forward_pre_hook(before)
+        for module in model.modules()
+        if isinstance(module, Layer) and id(module.weight) in names
+    ]
+    try:
+        model.eval()
+        with torch.no_grad(), _modules_called():
+            model(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def untouched(model: nn.Module, input_shape: tuple[int, ...]) -> dict[str, str]:
+    """Why :func:`visit` does not come to some of the prunable layers, by name.
+
+    Found by running a copy of the model on one input of zeros.
+    """
+    reasons: dict[str, str] = {}
+    modules = dict(model.named_modules())
+    seen: set[str] = set()
+    visit(copy.deepcopy(model), torch.zeros(1, *input_shape), lambda name, layer, x: seen.add(name))
+    for name in prunable_weights(model):
+        module = modules.get(name, model)
+        if not isinstance(module, Layer):
+            reasons[name] = f"inputs of a {type(module).__name__} are not collected"
+        elif name not in seen:
+            # nn.MultiheadAttention's out_proj, for one: attention reads its weight and does not call it.
+            reasons[name] = "the model does not call it"
+    return reasons
+
+
+def columns(layer: Layer, x: Tensor) -> Iterator[Tensor]:
+    """What a layer's weights multiply, in matrix form, some examples at a time.
+
+    Parameters
+    ----------
+    layer : nn.Linear, nn.Conv1d or nn.Conv2d
+        Gives kernel, stride, padding, dilation and groups.
+    x : Tensor
+        The layer's input.
+
+    Yields
+    ------
+    Tensor, shape (groups, k, positions)
+        The layer computes ``matrix(layer) @ columns`` per group (1 in a linear layer). k runs over kernel positions,
+        then input channels (channels last), as in :func:`matrix`.
+    """
+    if isinstance(layer, nn.Linear):
+        flat = x.reshape(-1, x.shape[-1])
+        for part in torch.split(flat, max(1, _UNFOLDED // flat.shape[1])):
+            yield part.T[None]
+        return
+    x = batched(layer, x)
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    x = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
+    kernel, stride, dilation = _plane(layer.kernel_size), _plane(layer.stride), _plane(layer.dilation)
+    if isinstance(layer, nn.Conv1d):
+        x = x[:, :, None]
+    positions = 1
+    for size, width, step, gap in zip(x.shape[2:], kernel, stride, dilation, strict=True):
+        positions *= (size - gap * (width - 1) - 1) // step + 1
+    area = kernel[0] * kernel[1]
+    for part in torch.split(x, max(1, _UNFOLDED // max(1, x.shape[1] * area * positions))):
+        unfolded = F.unfold(part, kernel, dilation=dilation, stride=stride)
+        grouped = unfolded.reshape(len(part), layer.groups, -1, area, unfolded.shape[-1])
+        # (examples, groups, channels, kernel, positions) -> (groups, kernel, channels, examples, positions)
+        yield grouped.permute(1, 3, 2, 0, 4).reshape(layer.groups, grouped.shape[2] * area, -1)
+
+
+def batched(layer: Layer, x: Tensor) -> Tensor:
+    """A layer's input with an axis of examples first, which convolutions and linear layers can do without."""
+    return x[None] if x.ndim < (2 if isinstance(layer, nn.Linear) else layer.weight.ndim) else x
+
+
+def matrix(layer: Layer, weight: Tensor) -> Tensor:
+    """A weight (or scores, or a mask, of its shape) as (groups, out / groups, k), k as in :func:`columns`."""
+    if isinstance(layer, nn.Linear):
+        return weight[None]
+    return weight.flatten(2).transpose(1, 2).reshape(layer.groups, len(weight) // layer.groups, -1)
+
+
+def unmatrix(layer: Layer, values: Tensor) -> Tensor:
+    """The inverse of :func:`matrix`."""
+    if isinstance(layer, nn.Linear):
+        return values[0]
+    out, inputs, *kernel = layer.weight.shape
+    return values.reshape(out, -1, inputs).transpose(1, 2).reshape(out, inputs, *kernel)
+
+
+def _plane(sizes: tuple[int, ...]) -> tuple[int, int]:
+    """A one-dimensional kernel as a two-dimensional one of height 1."""
+    return (1, sizes[0]) if len(sizes) == 1 else (sizes[0], sizes[1])
+
+
+@contextmanager
+def _modules_called() -> Iterator[None]:
+    """Attention's fused inference path, off for a while: it reads the weights of layers without calling them."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)

@@ -1,0 +1,392 @@
+"""Which channels, neurons and attention heads of a model can be removed, and what goes with each of them.
+
+The model is run once and every operator recorded (:mod:`methods.pruning.structure.trace`); channel labels follow the
+tensors through it (:mod:`methods.pruning.structure.rules`). What is left is a set of :class:`Unit`: a channel with
+every slice of every parameter that belongs to it, across residual sums, concatenations, depthwise convolutions,
+normalisations and so on; or an attention head with its queries, keys, values and outputs. Nothing here knows an
+architecture.
+
+A size that is written into a forward pass as a number is invisible to the labels. :func:`find` therefore removes as
+much as could be removed, runs the result, and compares every operator's shapes with the expected ones. Where they
+differ, an integer attribute of a running module that holds the old size (``num_heads``, ``hidden_dim``) is set to the
+new one; where there is none, the units in question stay, and the reason names the module.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from torch import nn
+
+from harness.errors import Unsupported
+from methods.pruning.structure import trace
+from methods.pruning.structure.attention import explicit
+from methods.pruning.structure.labels import Bools, Ints, Labels
+from methods.pruning.structure.rules import Flow, Leaf, follow
+from methods.pruning.structure.surgery import mismatch, shrunk
+from methods.pruning.structure.trace import Op
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slice:
+    """Indices of one axis of one parameter or buffer.
+
+    Parameters
+    ----------
+    tensor : str
+        Name in the model (of a shared one the first).
+    axis : int
+        The axis.
+    indices : tuple of int
+        Ascending.
+    makes : bool
+        Whether this axis makes channels (rows of a layer's weight) rather than reads or scales them.
+    """
+
+    tensor: str
+    axis: int
+    indices: tuple[int, ...]
+    makes: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """What is removed together: a channel, a neuron, a group of a grouped convolution, an attention head.
+
+    Parameters
+    ----------
+    label : int
+        Names it.
+    slices : tuple of Slice
+        Everything that belongs to it.
+    width : int
+        Channels that it counts for: the smallest number of indices that one of its slices has.
+    """
+
+    label: int
+    slices: tuple[Slice, ...]
+    width: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """Units that the same layers make, and that therefore compete with one another.
+
+    Parameters
+    ----------
+    name : str
+        Of the first layer that makes them.
+    makers : tuple of str
+        Of all of them.
+    units : tuple of Unit
+        That can be removed, in the order of their indices.
+    fixed : int
+        Channels of these layers that cannot be removed.
+    """
+
+    name: str
+    makers: tuple[str, ...]
+    units: tuple[Unit, ...]
+    fixed: int = 0
+
+    @property
+    def channels(self) -> int:
+        """All channels."""
+        return self.fixed + sum(unit.width for unit in self.units)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resize:
+    """An integer attribute that follows the size of an axis: the attribute's module, and where that axis is seen."""
+
+    path: str
+    attribute: str
+    op: int
+    output: int
+    axis: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Structure:
+    """What can be removed from a model.
+
+    Parameters
+    ----------
+    layers : tuple of Layer
+        With at least two units each.
+    left_alone : dict of str to str
+        Layers that keep all their channels, and why.
+    flow : Flow
+        The labels, by component (``names``).
+    names : ndarray of int64
+        The component of every label.
+    resizes : tuple of Resize
+        Attributes to set.
+    exchanged : frozenset of str
+        Attention modules that stand in another form while their heads are removed.
+    input_shape : tuple of int
+        Of one example.
+    """
+
+    layers: tuple[Layer, ...]
+    left_alone: dict[str, str]
+    flow: Flow = field(repr=False)
+    names: Ints = field(repr=False)
+    outputs: tuple[tuple[Labels, ...], ...] = field(repr=False)
+    axes: dict[tuple[str, int], Ints] = field(repr=False)
+    resizes: tuple[Resize, ...]
+    exchanged: frozenset[str]
+    input_shape: tuple[int, ...]
+
+    @property
+    def units(self) -> list[Unit]:
+        """All units that can be removed."""
+        return [unit for layer in self.layers for unit in layer.units]
+
+    def removed(self, units: Iterable[Unit]) -> Bools:
+        """By label, whether it goes."""
+        gone = np.zeros(self.flow.ledger.count, np.bool_)
+        for unit in units:
+            gone[unit.label] = True
+        return gone
+
+    def kept(self, tensor: str, axis: int, gone: Bools) -> Ints:
+        """Indices of a stored tensor's axis that stay."""
+        labels = self.axes.get((tensor, axis))
+        if labels is None:
+            return np.arange(self.flow.tensors[tensor].shape[axis])
+        return np.flatnonzero(~(gone[labels] & (labels >= 0)))
+
+    def shapes(self, index: int, gone: Bools) -> tuple[tuple[int, ...], ...]:
+        """Shapes of an operator's outputs."""
+        if (leaf := self.flow.views.get(index)) is not None:
+            return (self._shape(leaf, gone),)
+        return tuple(labels.kept(gone) for labels in self.outputs[index])
+
+    def changes(self, index: int, gone: Bools) -> bool:
+        """Whether an operator's activations change their shape."""
+        return any(labels.kept(gone) != labels.shape for labels in self.outputs[index])
+
+    def parameters(self, gone: Bools) -> int:
+        """Parameters that are left."""
+        return sum(
+            math.prod(len(self.kept(name, axis, gone)) for axis in range(tensor.ndim))
+            for name, tensor in self.flow.tensors.items()
+            if isinstance(tensor, nn.Parameter)
+        )
+
+    def macs(self, gone: Bools) -> int:
+        """Multiply-accumulates of one example that are left, counted as :func:`harness.measure.counts.macs` does."""
+        return sum(self._macs(*counted, gone) for counted in self._counted) // trace.BATCH
+
+    @functools.cached_property
+    def _counted(self) -> list[tuple[Op, list[Labels | Leaf], Labels]]:
+        """Operators that multiply and accumulate: their arguments and output."""
+        found = []
+        for index, op in enumerate(self.flow.run.ops):
+            if op.name in _COUNTED:
+                values = [v.canonical(self.names) if isinstance(v, Labels) else v for v in self.flow.inputs[index]]
+                found.append((op, values, self.outputs[index][0]))
+        return found
+
+    def _macs(self, op: Op, values: list[Labels | Leaf], output: Labels, gone: Bools) -> int:
+        shapes = [self._shape(value, gone) for value in values]
+        out = output.kept(gone)
+        if op.name == "aten::convolution":
+            positions = math.prod(shapes[0][2:] if op.argument("transposed", False) else out[2:])
+            return out[0] * positions * math.prod(shapes[1])
+        if op.name in ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"):
+            return math.prod(out) * shapes[-2][-1]
+        query, key, value = shapes[:3]
+        return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+    def _shape(self, value: Labels | Leaf, gone: Bools) -> tuple[int, ...]:
+        if isinstance(value, Leaf):
+            return tuple(len(self.kept(value.name, axis, gone)) for axis in value.axes)
+        return value.kept(gone)
+
+
+_COUNTED = {
+    "aten::convolution", "aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm",
+    "aten::_scaled_dot_product_flash_attention_for_cpu", "aten::_scaled_dot_product_flash_attention",
+    "aten::_scaled_dot_product_efficient_attention", "aten::_scaled_dot_product_cudnn_attention",
+}  # fmt: skip
+
+
+def find(model: nn.Module, input_shape: tuple[int, ...]) -> Structure:
+    """Find what can be removed from a model.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Run on random numbers in evaluation mode; not changed.
+    input_shape : tuple of int
+        Of one example.
+
+    Raises
+    ------
+    Unsupported
+        If the model cannot be run, its course depends on the data, or no layer can lose anything; the reason names the
+        layers.
+    """
+    subject = copy.deepcopy(model)
+    exchanged = frozenset(explicit(subject))
+    run = trace.record(subject, input_shape)
+    tensors = {**dict(subject.named_parameters()), **dict(subject.named_buffers())}
+    flow = follow(run, tensors)
+    while True:
+        structure = _assemble(flow, exchanged, input_shape)
+        if not structure.layers:
+            raise Unsupported(f"no layer can lose channels: {_summary(structure.left_alone)}")
+        tried = _probe(subject, structure)
+        if isinstance(tried, Structure):
+            return tried
+        # What the forward pass does not allow is pinned, and the rest is tried again.
+        labels, reason = tried
+        flow.ledger.pin(labels, reason)
+
+
+def _assemble(flow: Flow, exchanged: frozenset[str], input_shape: tuple[int, ...]) -> Structure:
+    names = flow.ledger.components()
+    pinned = flow.ledger.pinned(names)
+    axes = _axes(flow, names)
+    owned: dict[int, list[Slice]] = {}
+    makers: dict[int, list[tuple[str, int]]] = {}
+    for (tensor, axis), indexed in axes.items():
+        order = np.argsort(indexed, kind="stable")
+        found, starts = np.unique(indexed[order], return_index=True)
+        for label, indices in zip(found.tolist(), np.split(order, starts[1:]), strict=True):
+            if label >= 0:
+                makes = (tensor, axis) in flow.producers
+                part = Slice(tensor=tensor, axis=axis, indices=tuple(indices.tolist()), makes=makes)
+                owned.setdefault(label, []).append(part)
+                if makes:
+                    makers.setdefault(label, []).append((tensor, axis))
+    together: dict[tuple[tuple[str, int], ...], list[int]] = {}
+    for label, made in makers.items():
+        together.setdefault(tuple(made), []).append(label)
+    layers, left_alone = [], {}
+    for rows, labels in together.items():
+        free = [label for label in labels if label not in pinned]
+        units = tuple(
+            Unit(
+                label=label,
+                slices=tuple(owned[label]),
+                width=min(len(part.indices) for part in owned[label]),
+            )
+            for label in free
+        )
+        layer_names = tuple(dict.fromkeys(_layer(tensor) for tensor, _ in rows))
+        if len(labels) >= 2 and units:
+            fixed = sum(min(len(part.indices) for part in owned[label]) for label in labels if label in pinned)
+            layers.append(Layer(name=layer_names[0], makers=layer_names, units=units, fixed=fixed))
+        else:
+            reason = pinned.get(labels[0], "all its channels belong together")
+            left_alone.update(dict.fromkeys(layer_names, reason))
+    busy = {name for layer in layers for name in layer.makers}
+    return Structure(
+        layers=tuple(layers),
+        left_alone={name: reason for name, reason in left_alone.items() if name not in busy},
+        flow=flow,
+        names=names,
+        outputs=tuple(tuple(labels.canonical(names) for labels in made) for made in flow.outputs),
+        axes=axes,
+        resizes=(),
+        exchanged=exchanged,
+        input_shape=input_shape,
+    )
+
+
+def _axes(flow: Flow, names: Ints) -> dict[tuple[str, int], Ints]:
+    """The component of every index of every axis of every stored tensor; -1 for none."""
+    found = {key: np.where(labels < 0, -1, names[labels]) for key, labels in flow.axes.items()}
+    for name, labels in flow.elements.items():
+        canonical = labels.canonical(names)
+        for axis in canonical.varying:
+            rows = np.moveaxis(canonical.array, axis, 0).reshape(canonical.array.shape[axis], -1)
+            same = (rows == rows[:, :1]).all(axis=1)
+            found[name, axis] = np.where(same, rows[:, 0], -1)
+    order = {name: index for index, name in enumerate(flow.tensors)}
+    return dict(sorted(found.items(), key=lambda item: (order[item[0][0]], item[0][1])))
+
+
+def _layer(tensor: str) -> str:
+    name, _, last = tensor.rpartition(".")
+    return name if last in ("weight", "bias", "in_proj_weight") and name else tensor
+
+
+def _summary(reasons: dict[str, str]) -> str:
+    if not reasons:
+        return "there is no convolution and no linear layer"
+    parts = [f"{name}: {reason}" for name, reason in list(reasons.items())[:4]]
+    return "; ".join(parts + ([f"and {len(reasons) - 4} more layers"] if len(reasons) > 4 else []))
+
+
+def _probe(model: nn.Module, structure: Structure) -> Structure | tuple[Ints, str]:
+    """Remove as much as possible and run: the structure with the attributes to set, or what stays, and why."""
+    most = [unit for layer in structure.layers for unit in layer.units[1 if not layer.fixed else 0 :]]
+    gone = structure.removed(most)
+    while True:
+        smaller = shrunk(model, structure, gone)
+        failed = mismatch(smaller, structure, gone)
+        if failed is None:
+            return structure
+        index = failed.index
+        repaired = _repaired(model, structure, gone, index)
+        if repaired is None:
+            break
+        structure = repaired
+    reason = f"the forward pass of {failed.path or 'the model'} holds a size that does not follow ({failed.error})"
+    labels: list[int] = []
+    # A reshape before the operator that failed is what holds the size, if there is one.
+    for position in [*(i for i in range(failed.after + 1, index) if structure.changes(i, gone)), index][:1]:
+        labels += [label for output in structure.outputs[position] for label in np.unique(output.array)]
+        for value in structure.flow.inputs[position]:
+            if isinstance(value, Labels):
+                labels += np.unique(value.canonical(structure.names).array).tolist()
+            else:
+                labels += [label for axis in value.axes for label in structure.axes.get((value.name, axis), ())]
+    at_fault = np.array([label for label in labels if label >= 0 and gone[label]], np.int64)
+    if not len(at_fault):
+        raise Unsupported(f"{reason}, and no layer can be named that it concerns")
+    # All channels of the layers concerned, so that one probe settles them.
+    concerned = [layer for layer in structure.layers if {unit.label for unit in layer.units} & set(at_fault.tolist())]
+    return np.array([unit.label for layer in concerned for unit in layer.units], np.int64), reason
+
+
+def _repaired(model: nn.Module, structure: Structure, gone: Bools, index: int) -> Structure | None:
+    """The structure with one more attribute to set, with which the run gets past operator ``index``; or None."""
+    run = structure.flow.run
+    taken = {(resize.path, resize.attribute) for resize in structure.resizes}
+    # The size may be used by an operator that left no trace, or only show in a later one.
+    for later in range(index, min(index + 3, len(run.ops))):
+        op = run.ops[later]
+        for number, labels in enumerate(structure.outputs[later]):
+            after = labels.kept(gone)
+            for axis, (old, new) in enumerate(zip(labels.shape, after, strict=True)):
+                if old == new:
+                    continue
+                for path in _enclosing(op.path):
+                    for attribute in _integers(model.get_submodule(path), old):
+                        if (path, attribute) in taken:
+                            continue
+                        resize = Resize(path=path, attribute=attribute, op=later, output=number, axis=axis)
+                        trial = replace(structure, resizes=(*structure.resizes, resize))
+                        reached = mismatch(shrunk(model, trial, gone), trial, gone)
+                        if reached is None or reached.index > index:
+                            return trial
+    return None
+
+
+def _enclosing(path: str) -> list[str]:
+    parts = path.split(".") if path else []
+    return [".".join(parts[:count]) for count in range(len(parts), -1, -1)]
+
+
+def _integers(module: nn.Module, value: int) -> list[str]:
+    return [name for name, held in vars(module).items() if type(held) is int and held == value and name[0] != "_"]

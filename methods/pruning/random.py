@@ -1,0 +1,87 @@
+"""Random pruning: the control that every criterion has to beat."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from harness.errors import Unsupported
+from methods.pruning import masks
+from methods.pruning.masks import MaskedTraining, Masks, Scope
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from harness.contracts import Context
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class Random:
+    """Zero weights drawn at random, optionally fine-tune with the zeros kept.
+
+    The weights of :mod:`methods.pruning.masks` are pruned; exactly ``round(sparsity * n)`` of ``n`` are zero.
+
+    Source: the random-pruning baseline of Blalock et al., "What is the State of Neural Network Pruning?", MLSys 2020
+    (arXiv:2003.03033).
+
+    ::
+
+        @inproceedings{blalock2020state,
+          title     = {What is the State of Neural Network Pruning?},
+          author    = {Blalock, Davis and Gonzalez Ortiz, Jose Javier and Frankle, Jonathan and Guttag, John},
+          booktitle = {Proceedings of Machine Learning and Systems},
+          year      = {2020}
+        }
+
+    Parameters
+    ----------
+    sparsity : float
+        Share of zero weights, in [0, 1).
+    scope : {"global", "layer", "erk"}
+        Draw from the weights of all layers together, the same share of each layer, or Erdős-Rényi-Kernel budgets
+        (:func:`methods.pruning.masks.removals`).
+    finetune_epochs : int
+        Epochs of fine-tuning after pruning, with ``recipe.finetune``; the zeros stay zero.
+    finetune_lr_scale : float
+        Learning rate of the fine-tuning, as a share of the baseline's.
+    """
+
+    uses_scheme: ClassVar[bool] = False
+
+    sparsity: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    scope: Scope = "global"
+    finetune_epochs: Annotated[int, Field(ge=0)] = 0
+    finetune_lr_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
+
+    def unsupported(self, model: nn.Module, context: Context) -> str | None:
+        """A reason: no such layer, a layer that would lose every weight, or nothing to fine-tune on."""
+        if reason := masks.no_weights(masks.prunable_weights(model)):
+            return reason
+        if reason := masks.emptied(self._masks(model, context), f"sparsity {self.sparsity:g} ({self.scope})"):
+            return reason
+        return masks.untrainable(context, f"finetune_epochs={self.finetune_epochs}") if self.finetune_epochs else None
+
+    def compress(self, model: nn.Module, context: Context) -> nn.Module:
+        """Return a copy of ``model`` with random weights zero.
+
+        Raises
+        ------
+        Unsupported
+            See :meth:`unsupported`.
+        """
+        if reason := self.unsupported(model, context):
+            raise Unsupported(reason)
+        pruned = copy.deepcopy(model)
+        kept = self._masks(pruned, context)
+        masks.apply(masks.prunable_weights(pruned), kept)
+        context.progress(0.0, masks.shares(kept))
+        if self.finetune_epochs and context.recipe:
+            recipe = context.recipe.finetune(self.finetune_epochs, self.finetune_lr_scale)
+            MaskedTraining(masks=kept)(pruned, context, recipe)
+        return pruned
+
+    def _masks(self, model: nn.Module, context: Context) -> Masks:
+        return masks.random_masks(masks.prunable_weights(model), self.sparsity, self.scope, context.seed)

@@ -1,0 +1,207 @@
+"""SynFlow: prune the untrained network without data, conserving synaptic flow, then train what is left."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+import torch
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from harness.errors import Unsupported
+from methods.pruning import masks
+from methods.pruning.masks import Masks
+from methods.pruning.snip import finite, no_start, start, train
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from harness.contracts import Context
+
+_PASSED_ON = frozenset(
+    {
+        "relu", "relu_", "relu6", "hardtanh", "hardtanh_", "leaky_relu", "leaky_relu_", "prelu", "rrelu", "elu", "elu_",
+        "selu", "selu_", "celu", "gelu", "silu", "mish", "hardswish", "softplus", "softsign", "tanh", "tanh_",
+        "tanhshrink", "batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "local_response_norm"
+    }
+)  # fmt: skip
+"""Names of the activations and normalisations that the scored network does without."""
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class SynFlow:
+    """Remove, in many small steps, the connections that carry least synaptic flow, then train from there.
+
+    The flow is the summed output ``R`` of the network with all weights replaced by their absolute values, on one input
+    of ones; a weight's score is ``dR/d|w| * |w|``. Scores are summed to the same total in every layer of a network
+    with ReLUs, and computed anew ``iterations`` times while the density falls exponentially to its goal, so no layer is
+    pruned away before all others are (their theorem 3). No data are used. Computed in float64, for the products of many
+    layers.
+
+    The network that is scored is the paper's ``R``, a product of weights: normalisations and activations pass their
+    input on, vectors that scale (a normalisation's, ConvNeXt's layer scale) are one and biases zero. For ReLU and for
+    BatchNorm at initialisation in evaluation mode, as in the authors' code, that is so anyway (but for BatchNorm's
+    epsilon, and biases, whose absolute values they add); others would saturate at flows this large. Gates and
+    attention's softmax stay, which leaves queries and keys with little flow. The weights trained afterwards keep sign
+    and value.
+
+    The network is the task's own as its training begins (``Context.fresh``), with the task's initialisation. Of the
+    trained model given only the structure is used.
+
+    Source: Tanaka et al., "Pruning neural networks without any data by iteratively conserving synaptic flow",
+    NeurIPS 2020, §5-6 and algorithm 1.
+
+    ::
+
+        @inproceedings{tanaka2020pruning,
+          title     = {Pruning neural networks without any data by iteratively conserving synaptic flow},
+          author    = {Tanaka, Hidenori and Kunin, Daniel and Yamins, Daniel L. K. and Ganguli, Surya},
+          booktitle = {Advances in Neural Information Processing Systems},
+          year      = {2020}
+        }
+
+    Parameters
+    ----------
+    sparsity : float
+        Share of zero weights, in [0, 1), of all layers together.
+    iterations : int
+        Rounds of scoring and pruning: after round k of n the density is ``(1 - sparsity) ** (k / n)``.
+    epochs : int, optional
+        Of the training after pruning, instead of the recipe's; 0 leaves the network untrained.
+    """
+
+    uses_scheme: ClassVar[bool] = False
+
+    sparsity: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    iterations: Annotated[int, Field(gt=0)] = 100
+    epochs: Annotated[int, Field(ge=0)] | None = None
+
+    def unsupported(self, model: nn.Module, context: Context) -> str | None:
+        """A reason: no such layer, no training from initialisation, or a layer that would lose every weight."""
+        if reason := no_start(model, context, "synflow"):
+            return reason
+        return self._emptied(self._masks(start(context), context))
+
+    def compress(self, model: nn.Module, context: Context) -> nn.Module:
+        """Return the task's network, pruned at initialisation and trained.
+
+        Raises
+        ------
+        Unsupported
+            See :meth:`unsupported`.
+        NotFinite
+            If the flow overflows float64, or training diverges.
+        """
+        if reason := no_start(model, context, "synflow"):
+            raise Unsupported(reason)
+        network = start(context)
+        kept = self._masks(network, context)
+        if reason := self._emptied(kept):
+            raise Unsupported(reason)
+        return train(network, kept, context, self.epochs)
+
+    def _emptied(self, kept: Masks) -> str | None:
+        return masks.emptied(kept, f"synflow's sparsity {self.sparsity:g}")
+
+    def _masks(self, network: nn.Module, context: Context) -> Masks:
+        return prune(network, context.input_shape, self.sparsity, self.iterations)
+
+
+def prune(network: nn.Module, input_shape: tuple[int, ...], sparsity: float, iterations: int) -> Masks:
+    """Masks by iterated synaptic flow (the paper's algorithm 1).
+
+    Parameters
+    ----------
+    network : nn.Module
+        Left untouched.
+    input_shape : tuple of int
+        Of one example.
+    sparsity : float
+        Share of zeros, in [0, 1).
+    iterations : int
+        Rounds.
+
+    Returns
+    -------
+    dict
+        Masks with exactly ``round(sparsity * n)`` False entries.
+
+    Raises
+    ------
+    NotFinite
+        If the flow overflows.
+    """
+    linear = linearized(network)
+    weights = masks.prunable_weights(linear)
+    kept: Masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
+
+    def ranked() -> dict[str, Tensor]:
+        # What is gone ranks below what is left but dead, so that nothing comes back.
+        return {name: score.masked_fill(~kept[name], -1.0) for name, score in flow(linear, input_shape).items()}
+
+    for number in range(1, iterations):
+        scores = ranked()
+        everything = torch.cat([score.flatten() for score in scores.values()])
+        gone = round((1.0 - (1.0 - sparsity) ** (number / iterations)) * everything.numel())
+        # The lowest score that stays. Of equal ones all stay, and the last round counts exactly: a selection takes a
+        # third of the time of sorting.
+        threshold = everything.kthvalue(min(gone + 1, everything.numel())).values
+        kept = {name: score >= threshold for name, score in scores.items()}
+        masks.apply(weights, kept)
+    return masks.keep_highest(ranked(), sparsity, "global")
+
+
+def linearized(network: nn.Module) -> nn.Module:
+    """A float64 copy in evaluation mode: absolute values, scales of one, no biases."""
+    linear = copy.deepcopy(network).double().eval()
+    pruned = {id(weight) for weight in masks.prunable_weights(linear).values()}
+    with torch.no_grad():
+        for name, parameter in linear.named_parameters():
+            parameter.abs_()
+            # "in_proj_bias" is that of attention.
+            if name.rpartition(".")[2].endswith("bias"):
+                parameter.zero_()
+            elif id(parameter) not in pruned and max(parameter.shape, default=1) == parameter.numel():
+                parameter.fill_(1.0)
+    return linear
+
+
+class _PassOn(TorchFunctionMode):
+    """Replaces activations and normalisations, called as modules or as functions, by their input."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__name__", "") in _PASSED_ON:
+            return args[0] if args else (kwargs or {})["input"]
+        return func(*args, **(kwargs or {}))
+
+
+def flow(linear: nn.Module, input_shape: tuple[int, ...]) -> dict[str, Tensor]:
+    """``|dR/dw * w|`` of every prunable weight, R the sum of the outputs on one input of ones.
+
+    Parameters
+    ----------
+    linear : nn.Module
+        From :func:`linearized`.
+    input_shape : tuple of int
+        Of one example.
+
+    Raises
+    ------
+    NotFinite
+        If a score is NaN or infinite.
+    """
+    weights = masks.prunable_weights(linear)
+    with torch.enable_grad(), _PassOn():
+        total = linear(torch.ones(1, *input_shape, dtype=torch.float64)).sum()
+        gradients = torch.autograd.grad(total, list(weights.values()), materialize_grads=True)
+    scores = {
+        name: (gradient * weight.detach()).abs()
+        for (name, weight), gradient in zip(weights.items(), gradients, strict=True)
+    }
+    finite(scores, "synflow")
+    return scores

@@ -1,0 +1,136 @@
+"""Han et al.'s pruning: a threshold per layer, and rounds of pruning and retraining."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+import torch
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+
+from harness.errors import Unsupported
+from methods.pruning import masks
+from methods.pruning.masks import MaskedTraining, Masks
+
+if TYPE_CHECKING:
+    from harness.contracts import Context
+
+Quality = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class Threshold:
+    """Zero the weights below a layer's threshold and retrain the others; again for as many rounds as asked.
+
+    The threshold is ``quality`` times the standard deviation of the layer's weights that are left: it rises from round
+    to round. With ``kept``, the thresholds are instead those that leave these shares of the layers' weights
+    (``round((1 - share) * n)`` of ``n`` are zeroed), approached geometrically: ``share ** (r / rounds)`` after round r.
+
+    Source: Han et al., "Learning both Weights and Connections for Efficient Neural Networks", NeurIPS 2015
+    (arXiv:1506.02626), §3: the threshold is a quality parameter times the standard deviation of a layer's weights; the
+    network is retrained from the weights it has, and pruned and retrained iteratively. §4: the learning rate of the
+    retraining is a tenth of the original one, and the shares kept are 8 %, 9 % and 26 % of LeNet-300-100's layers,
+    and 66 %, 12 %, 8 % and 19 % of LeNet-5's. That pruned weights do not count towards the standard deviation is this
+    implementation's choice.
+
+    ::
+
+        @inproceedings{han2015learning,
+          title     = {Learning both Weights and Connections for Efficient Neural Networks},
+          author    = {Han, Song and Pool, Jeff and Tran, John and Dally, William J.},
+          booktitle = {Advances in Neural Information Processing Systems},
+          year      = {2015}
+        }
+
+    Parameters
+    ----------
+    quality : float
+        Threshold in standard deviations.
+    quality_conv, quality_linear : float, optional
+        Instead of ``quality`` for convolutions, and for linear layers.
+    kept : tuple of float, optional
+        Shares of the weights kept, in (0, 1], one for each convolution and linear layer in the model's order; instead
+        of the qualities.
+    rounds : int
+        Of pruning, each followed by ``finetune_epochs``.
+    finetune_epochs : int
+        Epochs of retraining in each round, with ``recipe.finetune``; the zeros stay zero.
+    finetune_lr_scale : float
+        Learning rate of the retraining, as a share of the baseline's.
+    """
+
+    uses_scheme: ClassVar[bool] = False
+
+    quality: Quality = 1.0
+    quality_conv: Quality | None = None
+    quality_linear: Quality | None = None
+    kept: tuple[Annotated[float, Field(gt=0, le=1)], ...] | None = None
+    rounds: Annotated[int, Field(ge=1)] = 1
+    finetune_epochs: Annotated[int, Field(ge=0)] = 0
+    finetune_lr_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
+
+    def unsupported(self, model: nn.Module, context: Context) -> str | None:
+        """A reason: no such layer, another number of layers, an emptied layer, or nothing to retrain on."""
+        weights = masks.prunable_weights(model)
+        if reason := masks.no_weights(weights):
+            return reason
+        if self.kept is not None and len(self.kept) != len(weights):
+            return (
+                f"kept has {len(self.kept)} shares, and the model has {len(weights)} layers that can be pruned "
+                f"({', '.join(weights)}): give one share for each, in this order"
+            )
+        if self.finetune_epochs and (reason := masks.untrainable(context, f"finetune_epochs={self.finetune_epochs}")):
+            return reason
+        return self._emptied(self._masks(model, _everything(weights), 1 if self.kept is None else self.rounds))
+
+    def compress(self, model: nn.Module, context: Context) -> nn.Module:
+        """Return a pruned copy of ``model``.
+
+        Raises
+        ------
+        Unsupported
+            See :meth:`unsupported`; also if a later round's threshold would zero a whole layer.
+        """
+        if reason := self.unsupported(model, context):
+            raise Unsupported(reason)
+        pruned = copy.deepcopy(model)
+        weights = masks.prunable_weights(pruned)
+        kept = _everything(weights)
+        for number in range(1, self.rounds + 1):
+            kept = self._masks(pruned, kept, number)
+            if reason := self._emptied(kept):
+                raise Unsupported(f"round {number} of {self.rounds}: {reason}")
+            masks.apply(weights, kept)
+            context.progress((number - 1) / self.rounds, f"round {number}: {masks.shares(kept)}")
+            if self.finetune_epochs and context.recipe:
+                recipe = context.recipe.finetune(self.finetune_epochs, self.finetune_lr_scale)
+                MaskedTraining(masks=kept)(pruned, context, recipe)
+        return pruned
+
+    def _emptied(self, kept: Masks) -> str | None:
+        if self.kept is not None:
+            return masks.emptied(kept, f"kept={list(self.kept)}", "raise the layer's share")
+        return masks.emptied(kept, "the threshold", "lower the quality")
+
+    def _masks(self, model: nn.Module, kept: Masks, number: int) -> Masks:
+        """After round ``number`` (from 1); ``kept`` are those of the round before."""
+        found: Masks = {}
+        for index, (name, weight) in enumerate(masks.prunable_weights(model).items()):
+            magnitude = weight.detach().abs().masked_fill(~kept[name], -1.0)
+            if self.kept is None:
+                found[name] = kept[name] & (magnitude >= self._threshold(model, name, weight.detach()[kept[name]]))
+            else:
+                share = self.kept[index] ** (number / self.rounds)
+                found |= masks.keep_highest({name: magnitude}, 1 - share, "layer")
+        return found
+
+    def _threshold(self, model: nn.Module, name: str, left: Tensor) -> float:
+        linear = isinstance(dict(model.named_modules()).get(name, model), nn.Linear)
+        quality = self.quality_linear if linear else self.quality_conv
+        return (self.quality if quality is None else quality) * left.double().std(correction=0).item()
+
+
+def _everything(weights: dict[str, nn.Parameter]) -> Masks:
+    return {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}

@@ -1,0 +1,207 @@
+"""Wanda: prune by weight magnitude times input norm, row by row, without training."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Annotated, ClassVar, Self
+
+import torch
+from pydantic import ConfigDict, Field, model_validator
+from pydantic.dataclasses import dataclass
+from torch import nn
+
+from harness.errors import Unsupported
+from methods.pruning import masks
+from methods.pruning.activations import Layer, batched, columns, examples, matrix, unmatrix, untouched, visit
+from methods.pruning.masks import MaskedTraining, Masks
+from methods.pruning.n_m import check_pattern, keep_n_of_m, left_dense, misfits
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from harness.contracts import Context
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class Wanda:
+    """Zero the weights with the lowest ``|w| * ||x||`` of every output row, optionally fine-tune.
+
+    ``||x||`` is the l2 norm, over calibration examples, of the input that the weight multiplies. In a linear layer that
+    is an input feature over all examples and tokens; in a convolution an input channel at one kernel position over all
+    examples and output positions (a row of the unfolded input, zero padding included), per group of a grouped
+    convolution. Weights are compared within one output (neuron or filter), so every row loses equally many. Layers are
+    treated in the order in which the network calls them, each with the inputs that the layers pruned before it give.
+    What is kept keeps its value.
+
+    Linear layers, ``Conv1d`` and ``Conv2d`` are pruned, attention's projections among them where they are linear layers
+    that the network calls; other layers of :mod:`methods.pruning.masks` stay dense and are named in the progress
+    message. The authors prune the linear layers inside the blocks of language models, ConvNeXt and ViT; here
+    convolutions and the first and the last layer are pruned too.
+
+    Source: Sun, Liu, Bair and Kolter, "A Simple and Effective Pruning Approach for Large Language Models", ICLR 2024,
+    §3, eq. 1.
+
+    ::
+
+        @inproceedings{sun2024simple,
+          title     = {A Simple and Effective Pruning Approach for Large Language Models},
+          author    = {Sun, Mingjie and Liu, Zhuang and Bair, Anna and Kolter, J. Zico},
+          booktitle = {International Conference on Learning Representations},
+          year      = {2024}
+        }
+
+    Parameters
+    ----------
+    sparsity : float, optional
+        Share of zeros in every output row, in [0, 1): ``round(sparsity * k)`` of a row's k weights. 0.5 unless ``n``
+        and ``m`` are given.
+    n, m : int, optional
+        Instead of ``sparsity``: keep the ``n`` best of every ``m`` consecutive weights, laid out as in
+        :class:`methods.pruning.n_m.NM`; layers that ``m`` does not fit stay dense.
+    examples : int
+        Calibration examples from the training data, drawn by the seed, not augmented; all of them where there are
+        fewer.
+    finetune_epochs : int
+        Epochs of fine-tuning after pruning, with ``recipe.finetune``; the zeros stay zero. The paper's method has none.
+    finetune_lr_scale : float
+        Of the recipe's learning rate.
+    """
+
+    uses_scheme: ClassVar[bool] = False
+
+    sparsity: Annotated[float, Field(ge=0, lt=1)] | None = None
+    n: Annotated[int, Field(ge=1)] | None = None
+    m: Annotated[int, Field(ge=2)] | None = None
+    examples: Annotated[int, Field(gt=0)] = 256
+    finetune_epochs: Annotated[int, Field(ge=0)] = 0
+    finetune_lr_scale: Annotated[float, Field(gt=0)] = 0.1
+
+    @model_validator(mode="after")
+    def _amount(self) -> Self:
+        check_amount(self.sparsity, self.n, self.m)
+        return self
+
+    @property
+    def share(self) -> float:
+        """The share of zeros in every layer that is pruned."""
+        return share_of_zeros(self.sparsity, self.n, self.m)
+
+    def unsupported(self, model: nn.Module, context: Context) -> str | None:
+        """A reason: no layer whose inputs can be seen, no data, a layer that would lose every weight."""
+        if reason := no_calibration(model, context, "wanda", self.m):
+            return reason
+        if self.n is None:
+            weights = masks.prunable_weights(model)
+            for name in treatable(model, context, self.m):
+                row = weights[name][0].numel()
+                if _lost(row, self.share) == row:
+                    return f"sparsity {self.share:g} would zero all {row} weights of every row of {name!r}; lower it"
+        return masks.untrainable(context, f"finetune_epochs={self.finetune_epochs}") if self.finetune_epochs else None
+
+    def compress(self, model: nn.Module, context: Context) -> nn.Module:
+        """Return a copy of ``model`` with the lowest scores' weights zero.
+
+        Raises
+        ------
+        Unsupported
+            See :meth:`unsupported`.
+        NotFinite
+            If an activation is NaN or infinite on the calibration examples.
+        """
+        if reason := self.unsupported(model, context):
+            raise Unsupported(reason)
+        if context.data is None:
+            raise Unsupported("wanda needs calibration data")
+        pruned = copy.deepcopy(model)
+        left = reasons(pruned, context, self.m)
+        kept: Masks = {}
+
+        def treat(name: str, layer: Layer, x: Tensor) -> None:
+            if name not in left:
+                kept[name] = self._mask(scores(layer, x), layer)
+                layer.weight.masked_fill_(~kept[name], 0.0)
+
+        visit(pruned, examples(context.data, self.examples, seed=context.seed)[0], treat)
+        context.progress(0.0, masks.shares(kept) + left_dense(left))
+        return finetuned(pruned, kept, context, self.finetune_epochs, self.finetune_lr_scale)
+
+    def _mask(self, values: Tensor, layer: Layer) -> Tensor:
+        if self.n is not None and self.m is not None:
+            return keep_n_of_m(values, self.n, self.m)
+        rows = matrix(layer, values)
+        lowest = rows.argsort(dim=-1, stable=True)[..., : _lost(rows.shape[-1], self.share)]
+        return unmatrix(layer, torch.ones_like(rows, dtype=torch.bool).scatter_(-1, lowest, False))
+
+
+def scores(layer: Layer, x: Tensor) -> Tensor:
+    """``|w| * ||x||`` shaped as the weight (the paper's eq. 1).
+
+    Parameters
+    ----------
+    layer : nn.Linear, nn.Conv1d or nn.Conv2d
+        With its weight.
+    x : Tensor
+        The layer's input on the calibration examples.
+    """
+    # Summed over the examples before it is unfolded, which is the same and a fraction of the work.
+    squares = batched(layer, x).square().sum(0, keepdim=True, dtype=torch.float64)
+    squares = torch.stack([part.sum(-1) for part in columns(layer, squares)]).sum(0)
+    weight = matrix(layer, layer.weight.detach()).double()
+    return unmatrix(layer, weight.abs() * squares.sqrt()[:, None])
+
+
+def check_amount(sparsity: float | None, n: int | None, m: int | None) -> None:
+    """Check that a sparsity or a pattern is given, not both (neither: sparsity 0.5).
+
+    Raises
+    ------
+    ValueError
+        Naming what is given.
+    """
+    if (n is None) != (m is None):
+        raise ValueError(f"n is {n} and m is {m}, but an n:m pattern needs both, such as n=2, m=4")
+    if n is not None and m is not None:
+        check_pattern(n, m)
+        if sparsity is not None:
+            raise ValueError(f"sparsity is {sparsity} and the pattern {n}:{m}, but only one of the two can be given")
+
+
+def share_of_zeros(sparsity: float | None, n: int | None, m: int | None) -> float:
+    """The share of zeros that checked settings ask for."""
+    if n is not None and m is not None:
+        return 1.0 - n / m
+    return 0.5 if sparsity is None else sparsity
+
+
+def reasons(model: nn.Module, context: Context, m: int | None) -> dict[str, str]:
+    """Why some prunable layers stay dense, by name: their inputs are not seen, or groups of ``m`` do not fit."""
+    return {**(misfits(model, m) if m is not None else {}), **untouched(model, context.input_shape)}
+
+
+def treatable(model: nn.Module, context: Context, m: int | None) -> list[str]:
+    """Prunable layers that do not stay dense."""
+    left = reasons(model, context, m)
+    return [name for name in masks.prunable_weights(model) if name not in left]
+
+
+def no_calibration(model: nn.Module, context: Context, method: str, m: int | None) -> str | None:
+    """The reason where pruning by activations finds no layer to prune or no data, or None."""
+    if reason := masks.no_weights(masks.prunable_weights(model)):
+        return reason
+    if context.data is None:
+        return f"{method} needs calibration data, and this task has no training data"
+    if not treatable(model, context, m):
+        left = left_dense(reasons(model, context, m)).removeprefix("; left dense: ")
+        return f"{method} finds no layer that it can prune: {left}"
+    return None
+
+
+def finetuned(model: nn.Module, kept: Masks, context: Context, epochs: int, lr_scale: float) -> nn.Module:
+    """Fine-tune ``model`` in place with its zeros kept, where ``epochs`` is not 0, and return it."""
+    if epochs and context.recipe:
+        MaskedTraining(masks=kept)(model, context, context.recipe.finetune(epochs, lr_scale))
+    return model
+
+
+def _lost(row: int, sparsity: float) -> int:
+    return round(sparsity * row)

@@ -1,0 +1,173 @@
+"""k-means weight sharing: every layer's weights take the values of a small codebook."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+
+from harness.errors import Unsupported
+from methods.pruning import masks
+from methods.weight_sharing import tied
+from methods.weight_sharing.kmeans1d import Init, cluster, count_sorted
+from methods.weight_sharing.tied import Layer, Shared
+
+if TYPE_CHECKING:
+    from harness.contracts import Context
+    from harness.training import Recipe
+
+Bits = Annotated[int, Field(ge=1, le=16)]
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class KMeansSharing:
+    """Replace the weights of convolutions and linear layers by the nearest entry of a codebook found by k-means.
+
+    Codebooks are found per layer or per output channel (:func:`methods.weight_sharing.kmeans1d.cluster`). With
+    ``keep_zeros`` zero weights stay zero and belong to no cluster, so that a pruned layer keeps its sparsity and has
+    ``2**bits`` different values besides zero. Biases and normalisation are not shared.
+
+    Fine-tuning moves the codebooks (and biases and normalisation parameters) while every weight stays with its
+    cluster: the gradient of an entry is the sum of the gradients of its weights (§3.3). A sum over thousands of
+    weights makes steps that no single learning rate suits, for a layer with 50 weights to an entry and one with 5,000;
+    the codebooks are therefore trained with Adam, whose steps do not depend on a gradient's scale, at
+    ``finetune_lr``, with a cosine schedule. LR_NOTE
+
+    Source: Han et al., "Deep Compression: Compressing Deep Neural Networks with Pruning, Trained Quantization and
+    Huffman Coding", ICLR 2016 (arXiv 1510.00149), §3. They use 8 bits for convolutions and 5 for linear layers of
+    AlexNet, and linear initialisation.
+
+    ::
+
+        @inproceedings{han2016deep,
+          title     = {Deep Compression: Compressing Deep Neural Networks with Pruning, Trained Quantization and
+                       Huffman Coding},
+          author    = {Han, Song and Mao, Huizi and Dally, William J.},
+          booktitle = {International Conference on Learning Representations},
+          year      = {2016}
+        }
+
+    Parameters
+    ----------
+    bits : int
+        A codebook has ``2**bits`` entries.
+    conv_bits, linear_bits : int, optional
+        Instead of ``bits``, for convolutions and for linear layers.
+    clusters : int, optional
+        Entries of every codebook, in place of all bits.
+    init : {"linear", "density", "random", "exact"}
+        Initial centroids of Lloyd's algorithm (§3.2), or the optimal codebook.
+    scope : {"layer", "channel"}
+        One codebook for a layer, or one for every output channel (the weight's first axis).
+    keep_zeros : bool
+        Whether zero weights stay zero, outside of all clusters.
+    finetune_epochs : int
+        Epochs of centroid fine-tuning.
+    finetune_lr : float
+        Adam's learning rate for it.
+    """
+
+    uses_scheme: ClassVar[bool] = False
+
+    bits: Bits = 5
+    conv_bits: Bits | None = None
+    linear_bits: Bits | None = None
+    clusters: Annotated[int, Field(ge=1, le=2**16)] | None = None
+    init: Init = "linear"
+    scope: Literal["layer", "channel"] = "layer"
+    keep_zeros: bool = True
+    finetune_epochs: Annotated[int, Field(ge=0)] = 0
+    finetune_lr: Annotated[float, Field(gt=0)] = 1e-3
+
+    def entries(self, layer: nn.Module) -> int:
+        """Codebook entries of a layer (of a channel, with ``scope="channel"``)."""
+        own = self.linear_bits if isinstance(layer, nn.Linear) else self.conv_bits
+        return self.clusters or 2 ** (self.bits if own is None else own)
+
+    def unsupported(self, model: nn.Module, context: Context) -> str | None:
+        """A reason: no such layer, one with fewer different weights than clusters, or nothing to fine-tune on."""
+        layers = tied.layers(model)
+        if not layers:
+            return masks.no_weights({})
+        for layer in layers:
+            if reason := self._too_many(layer):
+                return reason
+        return masks.untrainable(context, f"finetune_epochs={self.finetune_epochs}") if self.finetune_epochs else None
+
+    def compress(self, model: nn.Module, context: Context) -> nn.Module:
+        """Return a copy of ``model`` whose layers hold at most as many different non-zero weights as entries.
+
+        Raises
+        ------
+        Unsupported
+            See :meth:`unsupported`.
+        """
+        if reason := self.unsupported(model, context):
+            raise Unsupported(reason)
+        layers = tied.layers(model)
+        shared: dict[str, Shared] = {}
+        report = []
+        for done, layer in enumerate(layers):
+            context.progress(done / len(layers) / 2, f"clustering {layer.name}")
+            part, distortion = self._share(layer, context.seed)
+            shared[layer.key] = part
+            energy = float(layer.weight.detach().double().square().sum())
+            report.append(f"{layer.name} {part.codebook.numel()} ({distortion / energy if energy else 0.0:.1e})")
+        context.progress(0.5, "codebook entries (relative squared error): " + ", ".join(report))
+        if self.finetune_epochs and context.recipe:
+            tuned, _ = tied.train(model, shared, context, self._recipe(context.recipe), mean=False, others=True)
+            return tuned
+        return tied.write(copy.deepcopy(model), shared)
+
+    def _recipe(self, recipe: Recipe) -> Recipe:
+        return replace(recipe.finetune(self.finetune_epochs), optimizer="adam", lr=self.finetune_lr)
+
+    def _rows(self, weight: Tensor) -> list[np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
+        """What is clustered together: the whole weight, or each output channel."""
+        values = weight.detach().cpu().contiguous().float().numpy()
+        return [values.reshape(-1)] if self.scope == "layer" else list(values.reshape(len(values), -1))
+
+    def _too_many(self, layer: Layer) -> str | None:
+        k, name = self.entries(layer.module), layer.name
+        for number, row in enumerate(self._rows(layer.weight)):
+            used = row[row != 0] if self.keep_zeros else row
+            if not len(used) and self.keep_zeros:
+                continue  # an empty channel, or layer, has nothing to share
+            if not np.isfinite(used).all():
+                return f"layer {name!r} has weights that are NaN or infinite"
+            if (distinct := count_sorted(np.sort(used))) < k:
+                where = f"layer {name!r}" if self.scope == "layer" else f"channel {number} of layer {name!r}"
+                kind = "non-zero " if self.keep_zeros else ""
+                return (
+                    f"{k} clusters are more than the {distinct} different {kind}weights of {where}; "
+                    f"use fewer bits or clusters (at most {distinct} there)"
+                )
+        return None
+
+    def _share(self, layer: Layer, seed: int) -> tuple[Shared, float]:
+        """The weight's codebook (rows one after another) and the sum of squared errors."""
+        k, weight = self.entries(layer.module), layer.weight.detach()
+        codebooks, indices, total, offset = [], [], 0.0, 1
+        for row in self._rows(weight):
+            used = row != 0 if self.keep_zeros else np.ones(row.shape, dtype=bool)
+            index = np.zeros(row.shape, dtype=np.int64)
+            if used.any():
+                found = cluster(row[used], k, init=self.init, seed=seed)
+                index[used] = found.assignments.astype(np.int64) + offset
+                codebooks.append(found.codebook)
+                offset += k
+                total += found.distortion
+            indices.append(index)
+        entries = np.concatenate(codebooks) if codebooks else np.zeros(0, dtype=np.float32)
+        shared = Shared(
+            codebook=torch.from_numpy(entries).to(weight).view(-1, 1),
+            index=torch.from_numpy(np.concatenate(indices)).to(weight.device),
+            shape=weight.shape,
+        )
+        return shared, total

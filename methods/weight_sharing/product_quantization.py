@@ -1,0 +1,359 @@
+"""Product quantization: blocks of weights share the vectors of a codebook."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+import torch
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from harness.errors import Unsupported
+from methods.pruning import masks
+from methods.weight_sharing import tied
+from methods.weight_sharing.tied import Layer, Shared
+
+if TYPE_CHECKING:
+    from harness.contracts import Context
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class ProductQuantization:
+    r"""Replace blocks of weights by the nearest vectors of a codebook, near in what the layer computes.
+
+    A block is d weights that follow one another in an output channel's row: a filter's k*k weights of one input
+    channel (two with ``large_block``) in a convolution, ``block`` weights (twice as many with ``large_block``) of a
+    1x1 convolution or a linear layer. Where d does not divide the row, the largest divisor below it is taken (for
+    k x k filters the largest number of whole input channels).
+
+    The codebook minimises the squared error of the layer's output on training inputs x (§3.2), that is
+    ``sum over blocks b of (b - c)' G (b - c)`` with G the second moments ``E[x x']`` of the inputs that blocks see, all
+    positions taken together as the authors do. Here G is computed from all sampled inputs once, and with ``G = R'R``
+    the problem is plain k-means of the vectors ``R b``; the authors draw new inputs for every iteration. Layers are
+    quantized in order, with inputs from the network quantized so far (§3.3). An empty cluster splits the most
+    populated one by a small perturbation (§3.2).
+
+    The codebook of a layer has the given number of entries, but at most the largest power of two that is not above a
+    quarter of the layer's blocks (§4.1 and the authors' code, which avoids a power that is exactly a quarter), and not
+    more than there are different blocks. A layer with fewer than 8 blocks stays as it is, and so does, as in the
+    paper, a network's first layer if it is a k x k convolution, unless ``quantize_first``.
+
+    Fine-tuning moves the codebooks only, by stochastic gradient descent with the mean of the gradients of an entry's
+    blocks, to imitate the outputs of the model given (KL divergence): after each layer (``layer_epochs``), and of all
+    layers together (``finetune_epochs``, with the running statistics of batch normalisation following; §3.3). The
+    network keeps plain layers.
+
+    Source: Stock et al., "And the Bit Goes Down: Revisiting the Quantization of Neural Networks", ICLR 2020 (arXiv
+    1907.05686), and the authors' repository facebookresearch/kill-the-bits.
+
+    ::
+
+        @inproceedings{stock2020bit,
+          title     = {And the Bit Goes Down: Revisiting the Quantization of Neural Networks},
+          author    = {Stock, Pierre and Joulin, Armand and Gribonval, R{\'e}mi and Graham, Benjamin and
+                       J{\'e}gou, Herv{\'e}},
+          booktitle = {International Conference on Learning Representations},
+          year      = {2020}
+        }
+
+    Parameters
+    ----------
+    centroids : int
+        Vectors in a layer's codebook, at most.
+    linear_centroids : int, optional
+        Instead of ``centroids`` for linear layers; the authors take 2,048 for the classifier.
+    block : int
+        Weights in a block of a 1x1 convolution or a linear layer.
+    large_block : bool
+        Blocks twice as long.
+    activation_aware : bool
+        False: squared error of the weights instead of the outputs (G the identity); needs no data.
+    calibration : int
+        Training examples whose activations are taken.
+    em_iterations : int
+        Of k-means, at most; it ends when no assignment changes.
+    quantize_first : bool
+        Whether a k x k convolution that comes first is quantized as well.
+    layer_epochs : int
+        Epochs of fine-tuning after each layer, of that layer's codebook.
+    finetune_epochs : int
+        Epochs of fine-tuning of all codebooks in the end.
+    finetune_lr : float
+        Learning rate of both, with a cosine schedule and momentum 0.9. LR_NOTE
+    """
+
+    uses_scheme: ClassVar[bool] = False
+
+    centroids: Annotated[int, Field(ge=2, le=2**16)] = 256
+    linear_centroids: Annotated[int, Field(ge=2, le=2**16)] | None = None
+    block: Annotated[int, Field(ge=1, le=64)] = 4
+    large_block: bool = False
+    activation_aware: bool = True
+    moments: Literal["pooled", "position"] = "pooled"
+    calibration: Annotated[int, Field(ge=1)] = 1024
+    em_iterations: Annotated[int, Field(ge=1)] = 100
+    quantize_first: bool = False
+    layer_epochs: Annotated[int, Field(ge=0)] = 0
+    finetune_epochs: Annotated[int, Field(ge=0)] = 0
+    finetune_lr: Annotated[float, Field(gt=0)] = 0.01
+
+    def unsupported(self, model: nn.Module, context: Context) -> str | None:
+        """A reason: no layer to quantize, one of another kind, no data for activations or for fine-tuning."""
+        layers = tied.layers(model)
+        if reason := masks.no_weights({layer.name: layer.weight for layer in layers}):
+            return reason
+        for layer in layers:
+            if not isinstance(layer.module, nn.Linear | nn.Conv2d):
+                kind = type(layer.module).__name__
+                return f"layer {layer.name!r} is a {kind}; only linear layers and 2-D convolutions are quantized"
+            if not layer.weight.isfinite().all():
+                return f"layer {layer.name!r} has weights that are NaN or infinite"
+        if not self._layers(model):
+            return (
+                f"no layer has the 8 blocks that quantization needs at least (layer {layers[-1].name!r} has "
+                f"{layers[-1].weight.numel() // self.width(layers[-1])}); use a smaller block or quantize_first=True"
+            )
+        if self.activation_aware:
+            if context.data is None:
+                return "activation_aware=True needs a task with training data; use activation_aware=False"
+            for name, module in model.named_modules():
+                if isinstance(module, nn.MultiheadAttention):
+                    return (
+                        f"the inputs of {name}.out_proj cannot be seen, because {name!r} (nn.MultiheadAttention) reads "
+                        "its weight without calling it; use activation_aware=False"
+                    )
+        for setting in ("layer_epochs", "finetune_epochs"):
+            if getattr(self, setting) and (reason := masks.untrainable(context, f"{setting}={getattr(self, setting)}")):
+                return reason
+        return None
+
+    def compress(self, model: nn.Module, context: Context) -> nn.Module:
+        """Return a copy of ``model`` whose layers hold at most as many different blocks as their codebook.
+
+        Raises
+        ------
+        Unsupported
+            See :meth:`unsupported`; also for a layer that the network does not call.
+        """
+        if reason := self.unsupported(model, context):
+            raise Unsupported(reason)
+        student = copy.deepcopy(model).eval()
+        generator = torch.Generator().manual_seed(context.seed)
+        shared: dict[str, Shared] = {}
+        names = [layer.name for layer in self._layers(model)]
+        for done, name in enumerate(names):
+            layer = next(layer for layer in self._layers(student) if layer.name == name)
+            width = self.width(layer)
+            metric = self._second_moments(student, layer, width, context)
+            shared[layer.key], error = self._quantize(layer, metric, generator)
+            tied.write(student, {layer.key: shared[layer.key]})
+            context.progress(
+                done / len(names),
+                f"{name}: {len(shared[layer.key].codebook)} vectors of {width} weights, relative error {error:.1e}",
+            )
+            if self.layer_epochs:
+                student, tuned = self._tune(student, model, {layer.key: shared[layer.key]}, self.layer_epochs, context)
+                shared |= tuned
+        if self.finetune_epochs:
+            student, _ = self._tune(student, model, shared, self.finetune_epochs, context)
+        return student.train(model.training)
+
+    def width(self, layer: Layer) -> int:
+        """Weights in a block of this layer."""
+        weight = layer.weight
+        row = weight[0].numel()
+        kernel = weight[0, 0].numel()
+        wanted = (kernel if kernel > 1 else self.block) * (2 if self.large_block else 1)
+        unit = kernel if kernel > 1 else 1
+        return next(width for width in range(min(wanted, row), 0, -1) if row % width == 0 and width % unit == 0)
+
+    def entries(self, layer: Layer) -> int:
+        """Entries of this layer's codebook, before different blocks are counted; 1 for a layer that is too small."""
+        wanted = self.centroids
+        if isinstance(layer.module, nn.Linear) and self.linear_centroids is not None:
+            wanted = self.linear_centroids
+        quarter = layer.weight.numel() // self.width(layer) // 4
+        return min(wanted, 1 << (quarter.bit_length() - 1)) if quarter else 1
+
+    def _layers(self, model: nn.Module) -> list[Layer]:
+        layers = tied.layers(model)
+        if layers and not self.quantize_first and layers[0].weight.ndim > 2 and layers[0].weight[0, 0].numel() > 1:
+            layers = layers[1:]
+        return [layer for layer in layers if self.entries(layer) > 1]
+
+    def _second_moments(self, network: nn.Module, layer: Layer, width: int, context: Context) -> Tensor:
+        """``E[x x']`` of the inputs that blocks see, float64 (positions, width, width); one position where pooled."""
+        if not self.activation_aware:
+            return torch.eye(width, dtype=torch.float64)[None]
+        assert context.data is not None  # noqa: S101  (for the type checker: unsupported() has looked)
+        module, sums, rows = layer.module, torch.zeros(1, width, width, dtype=torch.float64), 0
+
+        def watch(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            nonlocal sums, rows
+            blocks = _blocks(module, inputs[0].detach(), width).double()
+            if self.moments == "pooled":
+                blocks = blocks.reshape(-1, 1, width)
+            sums = sums + blocks.permute(1, 2, 0) @ blocks.transpose(0, 1)
+            rows += len(blocks)
+
+        handle = module.register_forward_pre_hook(watch)
+        try:
+            left = self.calibration
+            with torch.no_grad():
+                for x, _ in context.data.train(32, seed=context.seed, shuffle=True, augment=False):
+                    network(x[:left])
+                    left -= len(x[:left])
+                    if left <= 0:
+                        break
+        finally:
+            handle.remove()
+        if not rows:
+            raise Unsupported(
+                f"layer {layer.name!r} is never called, so that its inputs are not known; use activation_aware=False"
+            )
+        return sums / rows
+
+    def _quantize(self, layer: Layer, metric: Tensor, generator: torch.Generator) -> tuple[Shared, float]:
+        """The layer's codebook and the relative squared error of its output (or of its weights)."""
+        weight, width = layer.weight.detach(), metric.shape[-1]
+        problem = _Problem(weight, metric, getattr(layer.module, "groups", 1))
+        different = torch.unique(problem.blocks, dim=0)
+        chosen = torch.randperm(len(different), generator=generator)[: self.entries(layer)]
+        index = _cluster(problem, different[chosen], self.em_iterations, generator)
+        used, index = torch.unique(index, return_inverse=True)
+        codebook = problem.centres(index, len(used)).to(weight.dtype)
+        error = problem.error(codebook.double(), index).sum() / problem.energy().clamp(min=1e-300)
+        return Shared(codebook=codebook.view(-1, width), index=index + 1, shape=weight.shape), float(error)
+
+    def _tune(
+        self, student: nn.Module, teacher: nn.Module, shared: dict[str, Shared], epochs: int, context: Context
+    ) -> tuple[nn.Module, dict[str, Shared]]:
+        assert context.recipe is not None  # noqa: S101  (for the type checker: unsupported() has looked)
+        recipe = replace(
+            context.recipe.finetune(epochs), optimizer="sgd", momentum=0.9, nesterov=False, lr=self.finetune_lr
+        )
+        return tied.train(student, shared, context, recipe, mean=True, others=False, loss=_imitate(teacher))
+
+
+def _imitate(teacher: nn.Module) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
+    """KL divergence of the student's predictions from the teacher's, in nats, mean over examples."""
+    teacher = copy.deepcopy(teacher).eval().requires_grad_(False)
+
+    def loss(model: nn.Module, x: Tensor, _: Tensor) -> Tensor:
+        with torch.no_grad():
+            expected = F.log_softmax(teacher(x), 1)
+        return F.kl_div(F.log_softmax(model(x), 1), expected, reduction="batchmean", log_target=True)
+
+    return loss
+
+
+def _blocks(module: nn.Module, x: Tensor, width: int) -> Tensor:
+    """What blocks of ``width`` weights are multiplied with, (rows, positions, width), for the inputs of a layer.
+
+    Positions are those along a row of the weight, one group of a convolution after the other.
+    """
+    if not isinstance(module, nn.Conv2d):
+        return x.reshape(-1, x.shape[-1] // width, width)
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    x = F.pad(x, module._reversed_padding_repeated_twice, mode=mode)
+    height, breadth = module.kernel_size
+    patches = F.unfold(x, (height, breadth), dilation=module.dilation, stride=module.stride)  # (n, c * k * k, places)
+    return patches.transpose(1, 2).reshape(-1, patches.shape[1] // width, width)
+
+
+class _Problem:
+    """The least squares of one layer: ``sum over blocks b of (b - c)' G_b (b - c)``, G_b by the block's position.
+
+    Parameters
+    ----------
+    weight : Tensor, shape (out, ...)
+        Of the layer.
+    metric : Tensor, float64, shape (positions or 1, d, d)
+        Second moments G.
+    groups : int
+        Of a convolution.
+    """
+
+    def __init__(self, weight: Tensor, metric: Tensor, groups: int) -> None:
+        width = metric.shape[-1]
+        self.metric = metric
+        self.blocks = weight.contiguous().reshape(-1, width).double()
+        per_row = weight[0].numel() // width
+        if len(metric) == 1:
+            self.place = torch.zeros(len(self.blocks), dtype=torch.int64)
+            self.weighted = self.blocks @ metric[0]
+        else:
+            first = torch.arange(groups).repeat_interleave(len(weight) // groups)[:, None] * per_row
+            self.place = (first + torch.arange(per_row)).flatten()
+            rows = self.blocks.view(groups, -1, per_row, width)
+            own = metric.view(groups, per_row, width, width)
+            self.weighted = torch.einsum("gopd,gpde->gope", rows, own).reshape(-1, width)
+        self._single = self.weighted.float()
+
+    def nearest(self, centres: Tensor) -> Tensor:
+        """The entry of least error for every block; in chunks because of the memory, in float32 because of the time."""
+        squares = torch.einsum("kd,pde,ke->pk", centres, self.metric, centres).float()
+        across = -2 * centres.T.float()
+        found = []
+        chunk = max(1, 2**22 // len(centres))
+        for start in range(0, len(self.blocks), chunk):
+            part = slice(start, start + chunk)
+            own = squares if len(squares) == 1 else squares[self.place[part]]
+            found.append((self._single[part] @ across).add_(own).argmin(1))
+        return torch.cat(found)
+
+    def centres(self, index: Tensor, k: int) -> Tensor:
+        """Least-squares entries of clusters; directions that no input has stay at the mean of the blocks."""
+        counts = torch.bincount(index * len(self.metric) + self.place, minlength=k * len(self.metric)).double()
+        counts = counts.view(k, -1)
+        width = self.blocks.shape[1]
+        total = counts.sum(1).clamp(min=1)[:, None]
+        mean = torch.zeros(k, width, dtype=torch.float64).index_add_(0, index, self.blocks) / total
+        if len(self.metric) == 1:
+            return mean
+        matrix = (counts @ self.metric.flatten(1)).view(k, width, width)
+        right = torch.zeros(k, width, dtype=torch.float64).index_add_(0, index, self.weighted)
+        rest = right - (matrix @ mean[:, :, None])[:, :, 0]
+        return mean + (torch.linalg.pinv(matrix, hermitian=True, rtol=1e-10) @ rest[:, :, None])[:, :, 0]
+
+    def error(self, centres: Tensor, index: Tensor) -> Tensor:
+        """Squared error of every block, (n,)."""
+        chosen = centres[index]
+        squares = torch.einsum("kd,pde,ke->pk", centres, self.metric, centres)[self.place, index]
+        energy = (self.blocks * self.weighted).sum(1)
+        return (energy - 2 * (self.weighted * chosen).sum(1) + squares).clamp(min=0)
+
+    def energy(self) -> Tensor:
+        """Squared output of the layer as it is, summed over blocks."""
+        total: Tensor = (self.blocks * self.weighted).sum()
+        return total
+
+
+def _cluster(problem: _Problem, starts: Tensor, iterations: int, generator: torch.Generator) -> Tensor:
+    """Assignments (n,) of k-means from starts (k, d); empty clusters are filled where that works."""
+    k, centres = len(starts), starts.clone()
+    scale = 1e-4 * problem.blocks.std(0, correction=0)
+    before: Tensor | None = None
+    for _ in range(iterations):
+        index = problem.nearest(centres)
+        counts = torch.bincount(index, minlength=k)
+        for _ in range(k):
+            if counts.all():
+                break
+            # A cluster of equal blocks, such as the zeros of a pruned layer, cannot be split.
+            spread = torch.bincount(index, (problem.blocks - centres[index]).square().sum(1), k)
+            empty, largest = int((counts == 0).nonzero()[0]), int((counts * (spread > 0)).argmax())
+            step = scale * torch.randn(centres.shape[1], generator=generator, dtype=centres.dtype)
+            centres[empty], centres[largest] = centres[largest] + step, centres[largest] - step
+            index = problem.nearest(centres)
+            counts = torch.bincount(index, minlength=k)
+        if before is not None and torch.equal(index, before):
+            break
+        before = index
+        centres = torch.where(counts[:, None] > 0, problem.centres(index, k), centres)
+    return index

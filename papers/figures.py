@@ -1,0 +1,112 @@
+"""The figure that a claim is about, taken from a run; and how figures are written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import SpecError
+from results import metrics
+from results.metrics import Metric
+
+if TYPE_CHECKING:
+    from papers import Claim
+
+Row = Mapping[str, Any]
+
+ERROR = Metric("Error", "%", "lower")
+"""100 % less the accuracy: what most papers on small networks print."""
+
+_STAGED = frozenset({"params_nonzero", "plain_bytes", "container_bytes"})
+
+
+def metric(name: str) -> Metric:
+    """Label, unit, scale and good direction of a claim's metric.
+
+    Raises
+    ------
+    UnknownName
+        With the nearest name.
+    """
+    return ERROR if name == "error" else metrics.metric(name)
+
+
+def check(claim: Claim) -> None:
+    """Refuse a claim whose figure no run could have.
+
+    Raises
+    ------
+    UnknownName, SpecError
+        For an unknown metric, or one that is not kept per stage.
+    """
+    metric(claim.metric)
+    allowed = {*_STAGED, "container_compression_ratio"}
+    if claim.stage is not None and (claim.metric not in allowed or claim.stage < 0):
+        raise SpecError(
+            f"claim {claim.id!r}: metric {claim.metric!r} at stage {claim.stage!r}: stages (from 0, the model before "
+            f"its first step) have {', '.join(sorted(allowed))}."
+        )
+
+
+def value(claim: Claim, row: Row) -> float | None:
+    """The claim's figure of one run, in the metric's shown unit; None where it was not measured."""
+    if claim.metric == "error":
+        accuracy = row.get("accuracy")
+        return None if accuracy is None else _rounded(100 * (1 - accuracy))
+    found = row.get(claim.metric) if claim.stage is None else _staged(claim, row)
+    return None if found is None else _rounded(found * metric(claim.metric).scale)
+
+
+def missing(claim: Claim, row: Row) -> str:
+    """Why :func:`value` is None."""
+    column = "accuracy" if claim.metric == "error" else claim.metric
+    reason = _parsed(row.get("reasons"), {}).get(column)
+    where = "" if claim.stage is None else f" after stage {claim.stage}"
+    return f"{column} was not measured{where}" + (f": {reason}" if reason else "")
+
+
+def written(name: str, number: float, signed: bool = False) -> str:
+    """A number with the digits that suit its metric."""
+    sign, unit = ("+" if signed else ""), metric(name).unit
+    if unit in ("%", "points"):
+        return f"{number:{sign}.2f}"
+    if unit == "×":
+        return f"{number:{sign}.{1 if abs(number) >= 10 else 2}f}"
+    if unit == "":
+        return f"{number:{sign},.0f}" if abs(number) >= 10 else f"{number:{sign}.3g}"
+    return f"{number:{sign},.0f}" if abs(number) >= 1000 else f"{number:{sign}.3g}"
+
+
+def unit(name: str, difference: bool = False) -> str:
+    """The unit that follows the number, with its space; differences of percentages are points."""
+    shown = metric(name).unit
+    if not shown or shown == "×":
+        return shown
+    return " points" if difference and shown == "%" else f" {shown}"
+
+
+def _staged(claim: Claim, row: Row) -> float | None:
+    stages = _parsed(row.get("stages"), [])
+    if claim.stage is None or claim.stage >= len(stages):
+        return None
+    stage = stages[claim.stage]  # stage 0 is the model that the chain begins with
+    if claim.metric in _STAGED:
+        found = stage.get(claim.metric)
+        return None if found is None else float(found)
+    # The ratio's numerator is the baseline's: it is what the run's own ratio and size multiply to.
+    ratio, deployed, then = (
+        row.get("container_compression_ratio"),
+        row.get("container_bytes"),
+        stage.get("container_bytes"),
+    )
+    return None if ratio is None or deployed is None or not then else ratio * deployed / then
+
+
+def _parsed(given: Any, default: Any) -> Any:
+    return (json.loads(given) if isinstance(given, str) else given) or default
+
+
+def _rounded(number: float) -> float:
+    # Ten decimals: more than any test set resolves, and 0.6676 reads 66.76 and not 66.75999999999999.
+    return round(float(number), 10)
