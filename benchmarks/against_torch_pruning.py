@@ -1,11 +1,11 @@
-"""Assay's structured pruning and Torch-Pruning's, on one checkpoint: same budget of multiply-accumulates, same fine-tuning.
+"""Assay's structured pruning and Torch-Pruning's: same checkpoint, same budget of MACs, same fine-tuning.
 
 ResNet-20 on Fashion-MNIST. Both rank channels globally by the l2 norm over the group of coupled layers, divided by the
 group's mean: Assay with ``structured`` (criterion "l2"; once to single channels as Torch-Pruning does, once to
 multiples of 16 as by default), Torch-Pruning with its BasePruner (the one that MagnitudePruner is a name of),
 GroupMagnitudeImportance and global pruning, in small steps until the budget is met. Then the statistics of batch
-normalisations are estimated anew and the networks fine-tuned, alike for all. The dense network gets the same fine-tuning as
-a control. Accuracy is on the 10,000 test images; the half width of its 95 % interval is about 0.5 points.
+normalisations are estimated anew and the networks fine-tuned, alike for all. The dense network gets the same
+fine-tuning as a control. Accuracy is on the 10,000 test images, with a 95 % interval of about half a point either way.
 
 Torch-Pruning is needed here only: ``pip install torch-pruning``.
 """

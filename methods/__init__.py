@@ -41,6 +41,24 @@ TABLE: dict[str, Entry] = {
         "methods.pruning.neuron_merging:NeuronMerging",
         "remove neurons, fold them into the most similar ones (Kim et al. 2020)",
     ),
+    "kmeans-sharing": Entry(
+        "methods.weight_sharing.kmeans_sharing:KMeansSharing",
+        "a small codebook of weights per layer, fine-tuned (Han et al. 2016)",
+    ),
+    "hashed-nets": Entry(
+        "methods.weight_sharing.hashed_nets:HashedNets", "few real weights shared by a hash (Chen et al. 2015)"
+    ),
+    "product-quantization": Entry(
+        "methods.weight_sharing.product_quantization:ProductQuantization",
+        "blocks of weights from a codebook, near in the layer's output (Stock et al. 2020)",
+    ),
+    "structured": Entry(
+        "methods.pruning.structured:Structured", "remove channels, neurons and heads (Li et al. 2017 and others)"
+    ),
+    "network-slimming": Entry(
+        "methods.pruning.network_slimming:NetworkSlimming",
+        "train with a penalty on BatchNorm's scales, remove the small ones' channels (Liu et al. 2017)",
+    ),
     "ptq-int8": Entry(
         "methods.quantization.ptq_int8:PtqInt8", "static 8-bit post-training quantization (Jacob et al. 2018)"
     ),

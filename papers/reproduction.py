@@ -102,7 +102,8 @@ def _reproduced(values: Sequence[Verdict]) -> str:
 
 def _counts(relations: Sequence[Verdict]) -> str:
     counts = Counter(_base(item) for item in relations)
-    return ", ".join(f"{word} {counts[word]}" for word in ("holds", "does not hold", "inconclusive") if counts[word])
+    words = ("holds", "does not hold", "inconclusive", "not run")
+    return ", ".join(f"{word} {counts[word]}" for word in words if counts[word])
 
 
 def _base(item: Verdict) -> str:

@@ -94,7 +94,8 @@ class _Finder:
 def mixed(blocks: Array) -> Array:
     """A hash of each block: uint64, shape (n,) for blocks (n, size)."""
     size = blocks.shape[1]
-    factors = [np.uint64(int(number) * 2 + 1) for number in np.random.default_rng(size).integers(0, 2**63, size)]
+    numbers: Array = np.random.default_rng(size).integers(0, 2**63, (size,))
+    factors = [np.uint64(int(number) * 2 + 1) for number in numbers]
     result = np.zeros(len(blocks), np.uint64)
     for column in range(size):
         part = blocks[:, column].astype(np.uint64)

@@ -38,6 +38,10 @@ BYTES_PER_LANE = 2048
 """One lane for so many bytes of output: a lane costs three bytes on average."""
 
 LANE_COST = 3
+
+FEW_LANES = 16
+"""Up to so many lanes, plain Python integers are faster than an array operation for so few elements."""
+
 _LOW = np.uint32(1 << 16)
 
 
@@ -94,6 +98,8 @@ def encode(cells: Array, frequencies: Array, first: Array, bits: int, lanes: int
     lanes : int
         1 to n.
     """
+    if lanes <= FEW_LANES:
+        return _encode_few(cells.tolist(), frequencies.tolist(), first.tolist(), bits, lanes)
     frequency, cumulated = frequencies.astype(np.uint32), first.astype(np.uint32)
     state = np.full(lanes, _LOW, np.uint32)
     words: list[Array] = []
@@ -103,7 +109,7 @@ def encode(cells: Array, frequencies: Array, first: Array, bits: int, lanes: int
         here = cells[begin : begin + lanes]
         x = state[: len(here)]
         f = frequency.take(here)
-        full = np.flatnonzero(x >= f << up)
+        full = (x >= f << up).nonzero()[0]
         if len(full):
             over = x[full]
             words.append((over & low).astype("<u2"))
@@ -114,6 +120,19 @@ def encode(cells: Array, frequencies: Array, first: Array, bits: int, lanes: int
         x += cumulated.take(here)
         begin -= lanes
     return state.astype("<u4").tobytes() + b"".join(part.tobytes() for part in reversed(words))
+
+
+def _encode_few(cells: list[int], frequency: list[int], first: list[int], bits: int, lanes: int) -> bytes:
+    """The same, a symbol at a time."""
+    states, words = [1 << 16] * lanes, []
+    for place in range(len(cells) - 1, -1, -1):
+        cell, lane = cells[place], place % lanes
+        x, f = states[lane], frequency[cell]
+        if x >= f << 32 - bits:
+            words.append(x & 0xFFFF)
+            x >>= 16
+        states[lane] = (x // f << bits) + x % f + first[cell]
+    return np.array(states, "<u4").tobytes() + np.array(words[::-1], "<u2").tobytes()
 
 
 def decode(
@@ -161,6 +180,12 @@ def decode(
     mask, down, half, low = np.uint32((1 << bits) - 1), np.uint32(bits), np.uint32(16), np.uint32(0xFFFF)
     symbols = np.empty(count, np.uint16)
     shifted = None if tables is None else tables.astype(np.uint32) << down
+    if lanes <= FEW_LANES:
+        offset = None if shifted is None else shifted.data
+        slots, left = _slots_few(state.tolist(), words.data, step_of.data, count, bits, offset)
+        if left:
+            raise damaged("an entropy-coded stream does not end where it should")
+        return symbol_of.take(slots)
     used = 0
     for begin in range(0, count, lanes):
         end = min(begin + lanes, count)
@@ -174,7 +199,7 @@ def decode(
         x *= step >> half
         step &= low
         x += step
-        empty = np.flatnonzero(x < _LOW)
+        empty = (x < _LOW).nonzero()[0]
         if len(empty):
             refill = words[used : used + len(empty)]
             if len(refill) != len(empty):
@@ -184,3 +209,25 @@ def decode(
     if used != len(words) or np.any(state != _LOW):
         raise damaged("an entropy-coded stream does not end where it should")
     return symbols
+
+
+def _slots_few(
+    states: list[int], words: memoryview, step_of: memoryview, count: int, bits: int, offset: memoryview | None
+) -> tuple[Array, bool]:
+    """The slots that the symbols were found in, and whether something is left over; a symbol at a time."""
+    lanes, mask, used, end = len(states), (1 << bits) - 1, 0, len(words)
+    slots = []
+    for place in range(count):
+        lane = place % lanes
+        x = states[lane]
+        slot = x & mask if offset is None else (x & mask) + offset[place]
+        slots.append(slot)
+        step = step_of[slot]
+        x = (x >> bits) * (step >> 16) + (step & 0xFFFF)
+        if x < 65536:
+            if used == end:
+                raise damaged("an entropy-coded stream ends early")
+            x = x << 16 | words[used]
+            used += 1
+        states[lane] = x
+    return np.array(slots, np.int64), used != end or any(x != 65536 for x in states)

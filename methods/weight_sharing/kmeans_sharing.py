@@ -37,7 +37,11 @@ class KMeansSharing:
     cluster: the gradient of an entry is the sum of the gradients of its weights (§3.3). A sum over thousands of
     weights makes steps that no single learning rate suits, for a layer with 50 weights to an entry and one with 5,000;
     the codebooks are therefore trained with Adam, whose steps do not depend on a gradient's scale, at
-    ``finetune_lr``, with a cosine schedule. LR_NOTE
+    ``finetune_lr``, with a cosine schedule. On Fashion-MNIST's LeNet-300-100, 92 % pruned (89.16 %; seed 0, two epochs
+    of fine-tuning), 3 bits gave 88.83 % without fine-tuning; with Adam 89.1, 89.2, 89.2 and 89.2 % at learning rates of
+    1e-4, 3e-4, 1e-3 and 3e-3; with SGD and summed gradients 89.0 % at 1e-4, 89.1 % at 1e-3, and 34 % at 1e-2, which was
+    the best of SGD's rates for 2 bits. Four epochs of Adam at 1e-3 took 2, 3, 4, 5 and 6 bits from 87.48, 88.83, 88.91,
+    89.04 and 89.10 % to 88.81, 89.20, 89.45, 89.19 and 89.31 %.
 
     Source: Han et al., "Deep Compression: Compressing Deep Neural Networks with Pruning, Trained Quantization and
     Huffman Coding", ICLR 2016 (arXiv 1510.00149), §3. They use 8 bits for convolutions and 5 for linear layers of

@@ -31,22 +31,37 @@ class ProductQuantization:
     1x1 convolution or a linear layer. Where d does not divide the row, the largest divisor below it is taken (for
     k x k filters the largest number of whole input channels).
 
-    The codebook minimises the squared error of the layer's output on training inputs x (§3.2), that is
-    ``sum over blocks b of (b - c)' G (b - c)`` with G the second moments ``E[x x']`` of the inputs that blocks see, all
-    positions taken together as the authors do. Here G is computed from all sampled inputs once, and with ``G = R'R``
-    the problem is plain k-means of the vectors ``R b``; the authors draw new inputs for every iteration. Layers are
-    quantized in order, with inputs from the network quantized so far (§3.3). An empty cluster splits the most
-    populated one by a small perturbation (§3.2).
+    The codebook minimises the squared error of the layer's output on training inputs x, block by block:
+    ``sum over blocks b of (b - c)' G (b - c)`` with G the second moments ``E[x x']`` of the inputs that blocks see.
+    With ``moments="pooled"``, as in the authors' code, one G stands for all positions along a row; "position" has a G
+    for each, which is nearer to the output's error. Assignments and least-squares entries alternate. G is computed from
+    all sampled inputs once, where the authors draw new ones for every iteration. Layers are quantized in order, with
+    inputs from the network quantized so far. An empty cluster splits the most populated one by a small
+    perturbation.
 
     The codebook of a layer has the given number of entries, but at most the largest power of two that is not above a
-    quarter of the layer's blocks (§4.1 and the authors' code, which avoids a power that is exactly a quarter), and not
+    quarter of the layer's blocks (the authors' code takes a power below a quarter), and not
     more than there are different blocks. A layer with fewer than 8 blocks stays as it is, and so does, as in the
     paper, a network's first layer if it is a k x k convolution, unless ``quantize_first``.
 
     Fine-tuning moves the codebooks only, by stochastic gradient descent with the mean of the gradients of an entry's
     blocks, to imitate the outputs of the model given (KL divergence): after each layer (``layer_epochs``), and of all
-    layers together (``finetune_epochs``, with the running statistics of batch normalisation following; §3.3). The
+    layers together (``finetune_epochs``, with the running statistics of batch normalisation following). The
     network keeps plain layers.
+
+    Fashion-MNIST's LeNet-300-100 (89.87 %; one run, seed 0) shows that this objective is not accuracy: test accuracy,
+    and KL divergence from the model given on validation data in nats,
+
+    ================================= ================= =====================
+    without fine-tuning               256 vectors of 4  64 vectors of 8
+    ================================= ================= =====================
+    ``moments="pooled"``              88.72 %, 0.121    76.19 %, 0.540
+    ``moments="position"``            88.48 %, 0.062    84.07 %, 0.264
+    ``activation_aware=False``        89.43 %, 0.117    86.01 %, 0.557
+    ================================= ================= =====================
+
+    Three epochs of fine-tuning took the 76.19 % to 85.5, 87.7 and 88.1 % at learning rates of 0.01, 0.1 and 0.5, and
+    256 vectors of 4 (at 0.1) to 89.66 % (pooled) and 89.73 % ("position").
 
     Source: Stock et al., "And the Bit Goes Down: Revisiting the Quantization of Neural Networks", ICLR 2020 (arXiv
     1907.05686), and the authors' repository facebookresearch/kill-the-bits.
@@ -73,6 +88,8 @@ class ProductQuantization:
         Blocks twice as long.
     activation_aware : bool
         False: squared error of the weights instead of the outputs (G the identity); needs no data.
+    moments : {"pooled", "position"}
+        Of the inputs, over all positions together, or for each.
     calibration : int
         Training examples whose activations are taken.
     em_iterations : int
@@ -84,7 +101,7 @@ class ProductQuantization:
     finetune_epochs : int
         Epochs of fine-tuning of all codebooks in the end.
     finetune_lr : float
-        Learning rate of both, with a cosine schedule and momentum 0.9. LR_NOTE
+        Learning rate of both, with a cosine schedule and momentum 0.9.
     """
 
     uses_scheme: ClassVar[bool] = False
@@ -100,7 +117,7 @@ class ProductQuantization:
     quantize_first: bool = False
     layer_epochs: Annotated[int, Field(ge=0)] = 0
     finetune_epochs: Annotated[int, Field(ge=0)] = 0
-    finetune_lr: Annotated[float, Field(gt=0)] = 0.01
+    finetune_lr: Annotated[float, Field(gt=0)] = 0.1
 
     def unsupported(self, model: nn.Module, context: Context) -> str | None:
         """A reason: no layer to quantize, one of another kind, no data for activations or for fine-tuning."""
@@ -319,7 +336,8 @@ class _Problem:
         matrix = (counts @ self.metric.flatten(1)).view(k, width, width)
         right = torch.zeros(k, width, dtype=torch.float64).index_add_(0, index, self.weighted)
         rest = right - (matrix @ mean[:, :, None])[:, :, 0]
-        return mean + (torch.linalg.pinv(matrix, hermitian=True, rtol=1e-10) @ rest[:, :, None])[:, :, 0]
+        found: Tensor = mean + (torch.linalg.pinv(matrix, hermitian=True, rtol=1e-10) @ rest[:, :, None])[:, :, 0]
+        return found
 
     def error(self, centres: Tensor, index: Tensor) -> Tensor:
         """Squared error of every block, (n,)."""

@@ -1,7 +1,7 @@
 """Layers whose weights share a codebook, and a training that keeps them tied.
 
 A tied weight is ``codebook[index]``: the gradient of a codebook entry is the sum of the gradients of the weights that
-use it (Han et al. 2016, §3.3), or their mean (Stock et al. 2020, §3.4). The optimizer, its momentum and its moments
+use it (Han et al. 2016, §3.3), or their mean (Stock et al. 2020). The optimizer, its momentum and its moments
 see the codebooks alone. Afterwards the values are written back into plain layers.
 """
 

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from harness.fakequant import QuantizedConv2d, QuantizedLinear
+from methods.weight_sharing import tied
+from methods.weight_sharing.hashed_nets import HashedConv2d, HashedLinear
 
 LAYERS = (nn.Linear, nn.Conv2d)
 QUANTIZED = (QuantizedConv2d, QuantizedLinear)
@@ -132,14 +134,65 @@ def sparse_layers(original: nn.Module, compressed: nn.Module, method: Any) -> No
             assert int((layer.weight == 0).sum()) == round(method.share * layer.weight.numel()), name
 
 
+def clustered(original: nn.Module, compressed: nn.Module, method: Any) -> None:
+    for layer in tied.layers(compressed):
+        before, entries = original.get_parameter(layer.key), method.entries(layer.module)
+        assert type(layer.module) in LAYERS
+        assert torch.equal(layer.weight == 0, before == 0), layer.name
+        for row in [layer.weight] if method.scope == "layer" else layer.weight:
+            assert row[row != 0].unique().numel() == entries, layer.name
+    assert sum(p.numel() for p in compressed.parameters()) == sum(p.numel() for p in original.parameters())
+
+
+def hashed(original: nn.Module, compressed: nn.Module, method: Any) -> None:
+    virtual = [m.weight for m in original.modules() if isinstance(m, LAYERS)]
+    layers = [m for m in compressed.modules() if isinstance(m, HashedLinear | HashedConv2d)]
+    assert [tuple(m.weight.shape) for m in layers] == [tuple(w.shape) for w in virtual]
+    real = [max(1, round(w.numel() / method.compression)) for w in virtual]
+    assert [m.real.numel() for m in layers] == real
+    for layer in layers:
+        assert set(layer.weight.abs().unique().tolist()) <= set(layer.real.abs().tolist())
+    saved = sum(w.numel() for w in virtual) - sum(real)
+    before, after = (sum(v.numel() for v in model.state_dict().values()) for model in (original, compressed))
+    assert before - after == saved
+
+
+def blocked(original: nn.Module, compressed: nn.Module, method: Any) -> None:
+    changed = 0
+    for layer in tied.layers(compressed):
+        before = original.get_parameter(layer.key)
+        if torch.equal(layer.weight, before):
+            assert layer.name == "stem" or method.entries(layer) == 1
+            continue
+        changed += 1
+        different = layer.weight.reshape(-1, method.width(layer)).unique(dim=0)
+        assert 1 < len(different) <= method.entries(layer) <= max(method.centroids, method.linear_centroids or 0)
+    assert changed >= 3
+
+
+def fewer_channels(original: nn.Module, compressed: nn.Module, method: Any) -> None:
+    rows = {name: len(layer.weight) for name, layer in original.named_modules() if isinstance(layer, LAYERS)}
+    left = {name: len(layer.weight) for name, layer in compressed.named_modules() if isinstance(layer, LAYERS)}
+    assert left.keys() == rows.keys()
+    assert all(0 < left[name] <= rows[name] for name in rows)
+    assert sum(left.values()) < sum(rows.values())
+    assert list(left.values())[-1] == list(rows.values())[-1], "the classes stay"
+    assert sum(p.numel() for p in compressed.parameters()) < sum(p.numel() for p in original.parameters())
+
+
 EFFECTS: Mapping[str, Callable[[nn.Module, nn.Module, Any], None]] = {
     "baseline": same,
     "finetune": trained_on,
     "gradual": sparse,
     "han": below_threshold,
+    "hashed-nets": hashed,
+    "kmeans-sharing": clustered,
     "lottery-ticket": ticket,
     "magnitude": sparse,
+    "network-slimming": fewer_channels,
     "neuron-merging": smaller,
+    "product-quantization": blocked,
+    "structured": fewer_channels,
     "ptq-int8": on_the_int8_grid,
     "random": sparse,
     "rigl": sparsely_trained,
@@ -176,4 +229,17 @@ VARIANTS: list[tuple[str, Mapping[str, Any]]] = [
     ("wanda", {"n": 2, "m": 4, "finetune_epochs": 1}),
     ("sparsegpt", {"sparsity": 0.9, "block": 16, "finetune_epochs": 1}),
     ("sparsegpt", {"n": 2, "m": 4}),
+    ("kmeans-sharing", {"bits": 3, "scope": "channel", "init": "exact"}),
+    ("kmeans-sharing", {"clusters": 6, "init": "density", "finetune_epochs": 1}),
+    ("hashed-nets", {"compression": 3, "from_scratch": False, "finetune_epochs": 1}),
+    ("product-quantization", {"centroids": 8, "large_block": True, "finetune_epochs": 1}),
+    ("product-quantization", {"centroids": 16, "activation_aware": False, "quantize_first": True}),
+    ("product-quantization", {"moments": "position", "layer_epochs": 1, "calibration": 64}),
+    ("structured", {"ratio": 0.4, "scope": "local", "criterion": "taylor", "round_to": 1}),
+    (
+        "structured",
+        {"ratio": 0.5, "target": "macs", "criterion": "geometric-median", "round_to": 4, "finetune_epochs": 1},
+    ),
+    ("structured", {"ratio": 0.3, "target": "params", "criterion": "random", "round_to": 1}),
+    ("network-slimming", {"ratio": 0.3, "from_scratch": True, "sparse_epochs": 2}),
 ]

@@ -30,4 +30,4 @@ def test_other_settings_keep_it_too(name: str, parameters: Mapping[str, Any]) ->
 def test_no_method_is_left_out() -> None:
     assert set(EFFECTS) == set(methods.TABLE)
     assert set(methods.TABLE) <= set(registry.table("method"))
-    assert len(methods.TABLE) >= 25
+    assert len(methods.TABLE) >= 22

@@ -172,7 +172,7 @@ def test_each_structure_is_found() -> None:
     generator = np.random.default_rng(0)
     normal = generator.normal(size=(64, 300)).astype(np.float32)
     assert representation(torch.from_numpy(normal)) == "dense"
-    assert representation(torch.from_numpy(np.sign(normal) * np.float32(0.3))) == "codebook"
+    assert representation(torch.from_numpy(np.clip(np.round(normal * 2), -4, 4) + np.float32(9))) == "codebook"
     scale = np.abs(normal).max(1, keepdims=True) / np.float32(127)
     assert representation(torch.from_numpy(np.rint(normal / scale) * scale)) == "scaled-integers"
     grouped = normal[:, :256].reshape(-1, 32)
@@ -222,7 +222,6 @@ def test_columns_of_different_density_are_modelled() -> None:
 @pytest.mark.parametrize("clusters", [16, 32, 64])
 def test_deep_compression_sizes(clusters: int) -> None:
     state = lenet(clusters)
-    check(state)
     sizes = Container().sizes(state)
     assert sizes["shannon_bytes"] < sizes["container_bytes"] < 1.02 * sizes["shannon_bytes"]
     for byte_wide in (True, False):
@@ -245,10 +244,10 @@ def test_each_coder_is_no_worse_than_what_it_contains() -> None:
 def test_large_tensors_come_back() -> None:
     """Above the sizes at which samples decide."""
     generator = np.random.default_rng(0)
-    normal = generator.standard_normal((600, 1200), dtype=np.float32)
+    normal = generator.standard_normal((300, 1200), dtype=np.float32)
     pruned = np.where(np.abs(normal) > 1.6, np.round(normal, 1), 0).astype(np.float32)
-    book = generator.standard_normal((300, 8), dtype=np.float32)[generator.integers(0, 300, 90_000)].reshape(600, 1200)
-    late = np.zeros((600, 1200), np.float32)
+    book = generator.standard_normal((200, 8), dtype=np.float32)[generator.integers(0, 200, 45_000)].reshape(300, 1200)
+    late = np.zeros((300, 1200), np.float32)
     late[-1, -3:] = [1, 2, 3]
     state = {name: torch.from_numpy(w) for name, w in {"n": normal, "p": pruned, "b": book, "l": late}.items()}
     names = [line["representation"] for line in check(state)]

@@ -23,16 +23,16 @@ MOST = 1 << 20
 def small_state() -> dict[str, Tensor]:
     """One tensor of every representation and stream, small."""
     generator = np.random.default_rng(0)
-    normal = generator.normal(size=(16, 40)).astype(np.float32)
+    normal = generator.normal(size=(12, 24)).astype(np.float32)
     scale = np.abs(normal).max(1, keepdims=True) / np.float32(7)
-    columns = generator.uniform(0, 0.4, 60) ** 2
+    columns = np.where(np.arange(50) % 3 == 0, 0.3, 0.004)
     arrays = {
         "dense": normal[:4],
         "pruned": np.where(np.abs(normal) > 1.5, np.round(normal), 0).astype(np.float32) + 0.0,
         "codebook": np.round(normal).astype(np.float32) + 0.0,
         "scaled": np.rint(normal / scale) * scale,
-        "blocks": normal.reshape(-1, 8)[generator.integers(0, 4, 60)],
-        "density": (generator.random((200, 60)) < columns).astype(np.int8),
+        "blocks": normal.reshape(-1, 8)[generator.integers(0, 4, 40)],
+        "density": (generator.random((120, 50)) < columns).astype(np.int8),
         "step": np.array(7),
         "none": np.zeros((0, 3), np.float32),
     }
@@ -90,18 +90,26 @@ def test_every_truncation_is_refused_with_its_checksum_set_right(data: bytes) ->
 def test_every_byte_changed_with_the_checksum_set_right_is_refused_or_read(data: bytes) -> None:
     body = data[:-CHECKSUM_BYTES]
     generator = np.random.default_rng(0)
-    tracemalloc.start()
     for place in range(len(body)):
         changed = bytearray(body)
         changed[place] ^= int(generator.integers(1, 256))
         refused_or_read(signed(bytes(changed)))
+
+
+def test_memory_stays_bounded_whatever_a_byte_says(data: bytes) -> None:
+    body = data[:-CHECKSUM_BYTES]
+    tracemalloc.start()
+    for place in range(0, len(body), 7):
+        changed = bytearray(body)
+        changed[place] ^= 0xFF
+        refused_or_read(signed(bytes(changed)))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 20 * MOST + (64 << 20)
+    assert peak < 20 * MOST
 
 
 @given(st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.binary(max_size=4)), min_size=1, max_size=6))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_many_changes_with_the_checksum_set_right_are_refused_or_read(changes: list[tuple[float, bytes]]) -> None:
     body = bytearray(_BODY)
     for place, content in changes:
@@ -161,6 +169,8 @@ def test_a_forged_file_is_read_where_it_is_right() -> None:
     ],
 )
 def test_sizes_that_lie_are_named(content: bytes, message: str) -> None:
+    with pytest.raises(DataError):
+        Container().decode(content, max_bytes=MOST)  # what a first call imports is not counted
     tracemalloc.start()
     with pytest.raises(DataError, match=message):
         Container().decode(content, max_bytes=MOST)

@@ -86,7 +86,7 @@ def test_virtual_weights_and_gradients_against_float64(layer: nn.Linear | nn.Con
         else HashedConv2d(layer, real, layer.bias, salt)
     )
     count = layer.weight.numel()
-    matrix = torch.zeros(count, 10, dtype=torch.float64)  # eq. 3: V = matrix @ w
+    matrix = torch.zeros(count, 10, dtype=torch.float64)  # V = matrix @ w
     for position in range(count):
         code = splitmix64(position, salt)
         matrix[position, (code >> 32) * 10 >> 32] = -1.0 if code % 2 else 1.0

@@ -197,7 +197,7 @@ def test_the_summary_counts_what_each_kind_came_to() -> None:
         dataclasses.replace(RELATION, measured=None, verdict="not run (x)"),
     ]
     assert reproduction(mixed, budget="10 of 99 epochs.").summary() == (
-        "1 figures of a stand-in (no verdict); 4 relations: holds 1, does not hold 1, inconclusive 1; "
+        "1 figures of a stand-in (no verdict); 4 relations: holds 1, does not hold 1, inconclusive 1, not run 1; "
         "1 of all not run. Cut budget: 10 of 99 epochs."
     )
     quick = [dataclasses.replace(RELATION, verdict="quick: holds (one seed)")]
