@@ -1,12 +1,23 @@
 """The container's codec on 10 million float32 weights: speed each way, and sizes beside general compressors.
 
-Measured on a server CPU (x86-64, two cores, AVX-512), one thread, NumPy 2.4; CPU seconds, best of three:
+Measured on a server CPU (x86-64, two cores, AVX-512), one thread; CPU seconds, best of three:
 
-@@TABLE@@
+======================= ================ ======== ======== ============ =========== ======== ========
+weights                 representation   encode   decode   container    above       best of  brotli
+                                         MB/s     MB/s     bytes        Shannon     zstd/xz  -11
+======================= ================ ======== ======== ============ =========== ======== ========
+90 % zeros, 32 values   gaps + codebook  119      267         973,166   0.16 %      996,084   981,903
+16 values               codebook         199      242       4,678,174   0.15 %    4,695,891 4,689,793
+int8 x scale of a row   scaled integers  68       284       8,941,981   0.17 %            -         -
+normal                  dense            71       135      33,167,199   0.07 %            -         -
+======================= ================ ======== ======== ============ =========== ======== ========
 
-The compressors get what Deep Compression stores before its entropy coding: for the pruned tensor 8-bit relative indices
-(with fillers where a gap does not fit), else nothing; the codebook; and the indices, one byte each or packed to bits
-(the better of the two counts). brotli is measured where it is installed; it is no dependency.
+gzip -9 comes to 1,110,999 and 4,718,560 bytes.
+
+MB/s are of float32 weights. The general compressors (zstd -19, xz -9, gzip -9, brotli -11) get what Deep Compression
+stores before its entropy coding: for the pruned tensor 8-bit relative indices (with fillers where a gap does not fit);
+the codebook; and the indices, one byte each or packed to bits (the better of the two counts). brotli is measured where
+it is installed; it is no dependency.
 """
 
 from __future__ import annotations

@@ -342,21 +342,30 @@ def _probe(model: nn.Module, structure: Structure) -> Structure | tuple[Ints, st
             break
         structure = repaired
     reason = f"the forward pass of {failed.path or 'the model'} holds a size that does not follow ({failed.error})"
-    labels: list[int] = []
-    # A reshape before the operator that failed is what holds the size, if there is one.
-    for position in [*(i for i in range(failed.after + 1, index) if structure.changes(i, gone)), index][:1]:
-        labels += [label for output in structure.outputs[position] for label in np.unique(output.array)]
-        for value in structure.flow.inputs[position]:
-            if isinstance(value, Labels):
-                labels += np.unique(value.canonical(structure.names).array).tolist()
-            else:
-                labels += [label for axis in value.axes for label in structure.axes.get((value.name, axis), ())]
-    at_fault = np.array([label for label in labels if label >= 0 and gone[label]], np.int64)
-    if not len(at_fault):
+    # A reshape before the operator that failed is what holds the size, if there is one; otherwise that operator, or the
+    # last one before it whose shape changes: its size was read.
+    between = range(failed.after + 1, index)
+    suspects = [*(i for i in between if structure.changes(i, gone)), index, *reversed(range(index))]
+    at_fault = next((found for i in suspects if len(found := _touched(structure, i, gone))), None)
+    if at_fault is None:
         raise Unsupported(f"{reason}, and no layer can be named that it concerns")
     # All channels of the layers concerned, so that one probe settles them.
     concerned = [layer for layer in structure.layers if {unit.label for unit in layer.units} & set(at_fault.tolist())]
     return np.array([unit.label for layer in concerned for unit in layer.units], np.int64), reason
+
+
+def _touched(structure: Structure, index: int, gone: Bools) -> Ints:
+    """The removed labels that an operator's arguments and outputs carry."""
+    labels = [np.unique(output.array) for output in structure.outputs[index]]
+    for value in structure.flow.inputs[index]:
+        if isinstance(value, Labels):
+            labels.append(np.unique(value.canonical(structure.names).array))
+        else:
+            empty = np.zeros(0, np.int64)
+            labels += [structure.axes.get((value.name, axis), empty) for axis in value.axes]
+    found: Ints = np.unique(np.concatenate([np.zeros(0, np.int64), *labels]))
+    found = found[found >= 0]
+    return found[gone[found]]
 
 
 def _repaired(model: nn.Module, structure: Structure, gone: Bools, index: int) -> Structure | None:

@@ -85,7 +85,7 @@ def _whole(values: Array, shape: tuple[int, ...], floating: bool, entropy: Entro
         bound = option.size
         yield option
     if floating and values.dtype == np.uint32 and len(values) > 16 and (found is None or len(found[0]) > 16):
-        yield from _scaled(values, shape, entropy)
+        yield from _scaled(values, found, shape, entropy)
     # Blocks of what is left of a sparse tensor, or of a bias, mean nothing.
     if len(shape) > 1 and len(values) > 1 and (found is None or len(found[0]) > 16):
         yield from _blocks(values, shape, floating, entropy, bound)
@@ -204,12 +204,15 @@ def _block_codebook(book: Array, index: Array, floating: bool, entropy: Entropy)
 # --- integers times scales -----------------------------------------------------------------------------------------
 
 
-def _scaled(values: Array, shape: tuple[int, ...], entropy: Entropy) -> Iterator[Plan]:
+def _scaled(values: Array, few: tuple[Array, Array] | None, shape: tuple[int, ...], entropy: Entropy) -> Iterator[Plan]:
     numbers = values.view(np.float32)
     row = len(values) // shape[0] if len(shape) > 1 else len(values)
     groups = [size for size in _GROUP_SIZES if size < row and row % size == 0] if len(shape) > 1 else []
     for size in dict.fromkeys([len(values), row, *groups]):
         matrix = numbers.reshape(-1, size)
+        # One scale for all fits the elements where it fits the distinct values.
+        if few is not None and size == len(values) and _integers(few[0].view(np.float32)[None]) is None:
+            continue
         # A few rows tell nearly always that there are no scales.
         if len(matrix) > 16 and _integers(matrix[:: len(matrix) // 8]) is None:
             continue

@@ -287,6 +287,17 @@ def _split(step: Step) -> list[Value]:
     return _reshaped(step)
 
 
+def _glu(step: Step) -> list[Value]:
+    """The first half of an axis, gated by the second."""
+    labels = step.flow.labels(step.given[0])
+    axis = step.op.argument("dim", -1) % len(labels.shape)
+    if labels.array.shape[axis] == 1:
+        return [Labels(labels.array, step.op.shapes[0])]
+    first, second = np.split(labels.array, 2, axis)
+    step.flow.ledger.together(first, second)
+    return [Labels(np.where(first >= 0, first, second), step.op.shapes[0]).compact()]
+
+
 def _roll(step: Step) -> list[Value]:
     labels = step.flow.labels(step.given[0])
     for axis in _dims(step, "dims", len(labels.shape)):
@@ -581,6 +592,8 @@ _RULES: dict[str, Callable[[Step], list[Value]]] = {
         _attention,
     ),
     "aten::as_strided": _strided,
+    "aten::glu": _glu,
+    "aten::_prelu_kernel": _elementwise,
     "aten::embedding": _embedding,
     **dict.fromkeys(("aten::copy", "aten::index_put", "aten::masked_scatter", "aten::scatter"), _written),
 }  # fmt: skip
