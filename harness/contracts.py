@@ -362,12 +362,13 @@ class Storage(Protocol):
         """
         ...
 
-    def sizes(self, state: Mapping[str, Tensor]) -> Mapping[str, int]:
+    def sizes(self, state: Mapping[str, Tensor], data: bytes | None = None) -> Mapping[str, int | None]:
         """The state dict in bytes.
 
         ``plain_bytes`` (raw tensors), ``container_bytes`` (this file, everything in it counted), ``shannon_bytes``
         (the entropy bound of the representation chosen), and the raw tensors by ``zstd_bytes`` (level 19),
-        ``xz_bytes`` (preset 9) and ``gzip_bytes`` (level 9).
+        ``xz_bytes`` (preset 9) and ``gzip_bytes`` (level 9), None where that would take minutes. ``data`` is what
+        :meth:`encode` returned, where it is at hand.
         """
         ...
 

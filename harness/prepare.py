@@ -136,6 +136,10 @@ def prepare(job: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     if missing := task.no_accuracy_reason():
         columns = ("accuracy", "accuracy_low", "accuracy_high", "accuracy_delta", "mcnemar_p", "n_examples")
         reasons = dict.fromkeys(columns, missing)
+    weights = {key: work.stages[-1][key] for key in WEIGHTS}
+    if weights["xz_bytes"] is None:
+        large = "the weights are so large that xz and the like would take minutes"
+        reasons |= dict.fromkeys(("weights_zstd_bytes", "xz_bytes", "gzip_bytes"), large)
     return {
         "artifact": str(folder / artifact["name"]),
         "reference": str(reference),
@@ -147,7 +151,7 @@ def prepare(job: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
             "params_total": total,
             "params_nonzero": nonzero,
             "macs": counts.macs(model, example),
-            "weights": {key: work.stages[-1][key] for key in WEIGHTS},
+            "weights": weights,
             "stages": work.stages,
             "reasons": reasons,
             "dataset_hash": task.dataset_hash(),
@@ -355,7 +359,7 @@ def _examples(task: Task, data: Data | None, count: int) -> Tensor:
     return torch.cat(parts)[:count].contiguous()
 
 
-def _weights(model: nn.Module, prepared: Prepared) -> dict[str, int]:
+def _weights(model: nn.Module, prepared: Prepared) -> dict[str, int | None]:
     """The model's weights in bytes, plain and compressed; kept beside the model, since coding takes a while."""
     measuring = [codec_source(), source_hash("harness.measure.size"), versions(["torch", "zstandard"])]
     folder = paths.cache("weights", digest([prepared.key, prepared.sha256, measuring]))

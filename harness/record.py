@@ -134,7 +134,7 @@ class Record:
     effective: Mapping[str, Any] = field(default_factory=dict)
     precision: str | None = None
     artifact: Mapping[str, Any] | None = None
-    weights: Mapping[str, int] | None = None
+    weights: Mapping[str, int | None] | None = None
     params_original: int | None = None
     params_total: int | None = None
     params_nonzero: int | None = None

@@ -54,7 +54,7 @@ def weigh(artifact: Path) -> dict[str, Any]:
     }
 
 
-def weigh_weights(model: nn.Module, folder: Path) -> dict[str, int]:
+def weigh_weights(model: nn.Module, folder: Path) -> dict[str, int | None]:
     """Weigh a model's state dict as a real file of compressed weights, and check that the file gives it back.
 
     What a runtime loads is mostly dense float32, whatever was pruned or shared; this is what would be shipped.
@@ -71,7 +71,7 @@ def weigh_weights(model: nn.Module, folder: Path) -> dict[str, int]:
     dict
         Bytes: ``plain_bytes`` (raw tensors), ``container_bytes`` (length of the file: codebooks, tables and headers
         included), ``shannon_bytes`` (entropy bound of the representation chosen), ``zstd_bytes`` (level 19),
-        ``xz_bytes`` (preset 9) and ``gzip_bytes`` (level 9) of the raw tensors.
+        ``xz_bytes`` (preset 9) and ``gzip_bytes`` (level 9) of the raw tensors, None for large ones.
 
     Raises
     ------
@@ -85,7 +85,8 @@ def weigh_weights(model: nn.Module, folder: Path) -> dict[str, int]:
     codec: Storage = create("storage", CODEC, {})
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     path = folder / "weights.assay"
-    path.write_bytes(codec.encode(state))
+    data = codec.encode(state)
+    path.write_bytes(data)
     decoded = codec.decode(path.read_bytes())
     for name, value in state.items():
         found = decoded.get(name)
@@ -96,5 +97,5 @@ def weigh_weights(model: nn.Module, folder: Path) -> dict[str, int]:
             or not torch.equal(found.reshape(-1).view(torch.uint8), value.reshape(-1).view(torch.uint8))
         ):
             raise InputError(f"The storage format {CODEC!r} does not give tensor {name!r} back; report this.")
-    sizes = codec.sizes(state)
-    return {**{key: int(sizes[key]) for key in WEIGHTS}, "container_bytes": path.stat().st_size}
+    sizes = codec.sizes(state, data)
+    return {**{key: sizes[key] for key in WEIGHTS}, "container_bytes": path.stat().st_size}

@@ -329,11 +329,12 @@ def _summary(reasons: dict[str, str]) -> str:
 
 def _probe(model: nn.Module, structure: Structure) -> Structure | tuple[Ints, str]:
     """Remove as much as possible and run: the structure with the attributes to set, or what stays, and why."""
-    most = [unit for layer in structure.layers for unit in layer.units[1 if not layer.fixed else 0 :]]
+    # Two stay: an axis of size 1 has no order in memory, and torch may choose other operators for it.
+    most = [unit for layer in structure.layers for unit in layer.units[min(2, len(layer.units) - 1) :]]
     gone = structure.removed(most)
     while True:
         smaller = shrunk(model, structure, gone)
-        failed = mismatch(smaller, structure, gone)
+        failed = mismatch(smaller, model, structure, gone)
         if failed is None:
             return structure
         index = failed.index
@@ -386,7 +387,7 @@ def _repaired(model: nn.Module, structure: Structure, gone: Bools, index: int) -
                             continue
                         resize = Resize(path=path, attribute=attribute, op=later, output=number, axis=axis)
                         trial = replace(structure, resizes=(*structure.resizes, resize))
-                        reached = mismatch(shrunk(model, trial, gone), trial, gone)
+                        reached = mismatch(shrunk(model, trial, gone), model, trial, gone)
                         if reached is None or reached.index > index:
                             return trial
     return None

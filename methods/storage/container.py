@@ -66,6 +66,10 @@ class _Item(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
 
+GENERAL_LIMIT = 2**24
+"""Bytes of tensors up to which :meth:`Container.sizes` runs zstd, xz and gzip: they take about a second a megabyte."""
+
+
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Container:
     """Write and read tensors as one compressed, checked file.
@@ -232,33 +236,41 @@ class Container:
             )
         return lines
 
-    def sizes(self, state: Mapping[str, Tensor]) -> dict[str, int]:
+    def sizes(self, state: Mapping[str, Tensor], data: bytes | None = None) -> dict[str, int | None]:
         """Bytes of the container, and of what it is to be compared with.
+
+        Parameters
+        ----------
+        state : mapping
+            The tensors.
+        data : bytes, optional
+            What :meth:`encode` made of them, where it is at hand.
 
         Returns
         -------
         dict
             ``plain_bytes``: the tensors' bytes, shared ones once; ``container_bytes``: the whole file;
             ``shannon_bytes``: see :meth:`report`, rounded up; ``zstd_bytes`` (level 19), ``xz_bytes`` (preset 9) and
-            ``gzip_bytes`` (level 9) of the plain bytes, one after the other.
+            ``gzip_bytes`` (level 9) of the plain bytes, one after the other, or None above :data:`GENERAL_LIMIT`.
 
         Raises
         ------
         InputError
             See :meth:`encode`.
         """
-        data = self.encode(state)
+        data = self.encode(state) if data is None else data
         report = self.report(data, max_bytes=2**62)
         plain = b"".join(
             _bits(tensor).tobytes() for tensor, line in zip(state.values(), report, strict=True) if line["plain_bytes"]
         )
+        general = len(plain) <= GENERAL_LIMIT
         return {
             "plain_bytes": len(plain),
             "container_bytes": len(data),
             "shannon_bytes": math.ceil(sum(line["shannon_bytes"] for line in report)),
-            "zstd_bytes": len(zstandard.ZstdCompressor(level=19).compress(plain)),
-            "xz_bytes": len(lzma.compress(plain, preset=9)),
-            "gzip_bytes": len(gzip.compress(plain, compresslevel=9, mtime=0)),
+            "zstd_bytes": len(zstandard.ZstdCompressor(level=19).compress(plain)) if general else None,
+            "xz_bytes": len(lzma.compress(plain, preset=9)) if general else None,
+            "gzip_bytes": len(gzip.compress(plain, compresslevel=9, mtime=0)) if general else None,
         }
 
 

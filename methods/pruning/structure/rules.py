@@ -388,6 +388,8 @@ def _batch_norm(step: Step) -> list[Value]:
                 step.flow.ledger.together(channel, value.array.reshape(-1))
                 if (channel < 0).any():
                     step.flow.ledger.pin(value.array.reshape(-1)[channel < 0], step.reason())
+        # Statistics beside the output, where there are any.
+        return [labels, *(Labels.along(channel, 0, shape) for shape in step.op.shapes[1:] if shape == channel.shape)]
     return [labels]
 
 

@@ -179,13 +179,14 @@ def record_into(run: Run, model: nn.Module, input_shape: tuple[int, ...], stack:
     recorder = _Recorder(run, stack)
     for name, value in tensors.items():
         run.leaves[recorder.ref(value).number] = name
-    with _evaluating(model), _named_calls(model, stack), plain_attention(), torch.no_grad(), recorder:
+    with evaluating(model), _named_calls(model, stack), plain_attention(), torch.no_grad(), recorder:
         result = model(x)
     run.results = tuple(recorder.ref(value) for value in tree_flatten(result)[0] if isinstance(value, Tensor))
 
 
 @contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """In evaluation mode for a while; every module's mode is restored."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
