@@ -59,9 +59,9 @@ def check_method(
         if reason := _unsupported(name, method, given):
             skipped[model_name] = reason
             continue
-        _check_compression(f"{name} on {model_name}", method, given, effect)
+        model = _check_compression(f"{name} on {model_name}", method, given, effect)
         if deploy:
-            _check_deployment(f"{name} on {model_name}", method, given)
+            _check_deployment(f"{name} on {model_name}", method, given, model)
         ran.append(model_name)
     return Coverage(name=name, ran=tuple(ran), skipped=skipped)
 
@@ -105,7 +105,7 @@ def _compressed(method: Method, given: Reference, scheme: Scheme | None = None) 
         return method.compress(given.model, _context(given, scratch, scheme))
 
 
-def _check_compression(where: str, method: Method, given: Reference, effect: Effect | None) -> None:
+def _check_compression(where: str, method: Method, given: Reference, effect: Effect | None) -> nn.Module:
     import torch
     from torch import nn
 
@@ -127,15 +127,17 @@ def _check_compression(where: str, method: Method, given: Reference, effect: Eff
         require(torch.isfinite(found).all(), f"{where}: outputs are finite")
     if effect is not None:
         effect(given.model, first, method)
+    return first
 
 
-def _check_deployment(where: str, method: Method, given: Reference) -> None:
+def _check_deployment(where: str, method: Method, given: Reference, compressed: nn.Module) -> None:
     import numpy as np
     import torch
 
     x = given.images(128)
     for hardware_name, hardware in _here():
-        model = _compressed(method, given, hardware.scheme if method.uses_scheme else None).eval()
+        # Only a method that looks at the target's scheme has a result of its own for each target.
+        model = (_compressed(method, given, hardware.scheme) if method.uses_scheme else compressed).eval()
         with torch.inference_mode():
             expected = model(x).numpy()
         with tempfile.TemporaryDirectory() as folder, loaded(hardware, model, Path(folder), x) as deployed:
