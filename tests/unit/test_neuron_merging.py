@@ -406,7 +406,8 @@ def fashion(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Tensor
     with patch.context() as patched:
         patched.setenv("ASSAY_HOME", str(tmp_path_factory.mktemp("home")))
         sources.fetch(PAPER)
-        item = PAPER.spec["task"]
+        (spec,) = PAPER.specs
+        item = spec["task"]
         task = registry.create("task", item["name"], {"weights": item["weights"]})
         if reason := task.unavailable():
             pytest.skip(reason)
