@@ -32,6 +32,8 @@ REQUIRED = [
     "latency_p90_ms", "latency_p99_ms", "n_latency", "speedup", "throughput_per_s", "energy_j", "energy_method",
     "carbon_g", "peak_rss_bytes", "load_ms", "first_ms", "fidelity_max_abs", "fidelity_top1", "accuracy_delta",
     "mcnemar_p", "spec_hash", "method_hash", "git_commit", "git_dirty", "machine_id", "artifact_sha256",
+    "plain_bytes", "container_bytes", "shannon_bytes", "weights_zstd_bytes", "xz_bytes", "gzip_bytes",
+    "container_compression_ratio", "macs_ratio",
 ]  # fmt: skip
 
 
@@ -71,6 +73,14 @@ class TestEverything:
             for column in REQUIRED:
                 assert row[column] is not None or column == "reason" or reasons.get(column), column
             assert row["energy_j"] is None or row["energy_j"] > 0
+
+    def test_every_stage_is_weighed_and_zeros_count_in_the_file_alone(self, twice: Path) -> None:
+        for row in rows(twice, "SELECT chain, stages FROM records WHERE status = 'ok'"):
+            stages = json.loads(row["stages"])
+            assert len(stages) == 1 + len(json.loads(row["chain"]))
+            assert all(0 < stage["shannon_bytes"] <= stage["container_bytes"] for stage in stages)
+        found = rows(twice, "SELECT container_compression_ratio FROM latest WHERE method = 'magnitude'")
+        assert all(row["container_compression_ratio"] > 1.3 for row in found)
 
     def test_every_method_keeps_its_promise_on_every_runtime(self, twice: Path) -> None:
         for row in rows(twice, "SELECT * FROM runs WHERE status = 'ok'"):
