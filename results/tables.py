@@ -178,7 +178,7 @@ def method_labels(rows: Sequence[Row]) -> list[str]:
         shown = [
             f"{key}={_value(value)}"
             for key, value in step.items()
-            if key != "name" and (len(seen[step["name"], key]) > 1 or key in _STRENGTH)
+            if key != "name" and (len(seen[step["name"], key]) > 1 or (key in _STRENGTH and value is not None))
         ]
         return f"{step['name']} ({', '.join(shown)})" if shown else str(step["name"])
 
