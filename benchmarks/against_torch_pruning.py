@@ -7,6 +7,14 @@ GroupMagnitudeImportance and global pruning, in small steps until the budget is 
 normalisations are estimated anew and the networks fine-tuned, alike for all. The dense network gets the same
 fine-tuning as a control. Accuracy is on the 10,000 test images, with a 95 % interval of about half a point either way.
 
+Measured with ``--epochs 2 --lr-scale 0.3`` on one core of a 2-core x86 server CPU with AVX-512::
+
+    network                         MACs  params  pruned  recalibrated  fine-tuned
+    dense                         100.0%  100.0%   93.67         93.72       93.89
+    Assay                          50.0%   57.8%   23.40         84.06       93.32
+    Assay, multiples of 16         48.7%   67.6%   14.02         73.90       93.31
+    Torch-Pruning 1.6.0            49.2%   70.2%   11.15         65.60       92.74
+
 Torch-Pruning is needed here only: ``pip install torch-pruning``.
 """
 
