@@ -163,6 +163,9 @@ def draw(found: Sequence[Mapping[str, Any]], x: str, y: str, out: Path, notes: S
         columns = min(3, len(panels))
         rows = math.ceil(len(panels) / columns)
         width, height = (7.8, 4.6) if len(panels) == 1 else (3.4 * columns + 2.6, 3.2 * rows + 0.6)
+        # The legend stands beside the axes, a line a label and one for what is wrapped: it must not be cut off.
+        lines = sum(1 + len(label) // 34 for label in {str(p["label"]) for p in found})
+        height = max(height, 0.19 * lines + 1.4)
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
         _draw_panels(figure, panels, figure.subplots(rows, columns, squeeze=False), (metric(x), metric(y)), notes)

@@ -44,7 +44,12 @@ _IDENTITY = (
     "machine_id",
 )
 _DASH = "–"
-_STRENGTH = frozenset({"sparsity", "ratio", "bits", "rank", "clusters"})
+_STRENGTH = frozenset(
+    {
+        *("sparsity", "ratio", "rate", "output_rate", "quality", "n", "m"),
+        *("bits", "conv_bits", "linear_bits", "clusters", "centroids", "compression", "rank"),
+    }
+)
 
 
 @dataclass(frozen=True)
