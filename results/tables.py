@@ -46,7 +46,7 @@ _IDENTITY = (
 _DASH = "–"
 _STRENGTH = frozenset(
     {
-        *("sparsity", "ratio", "rate", "output_rate", "quality", "n", "m"),
+        *("sparsity", "ratio", "rate", "output_rate", "quality"),
         *("bits", "conv_bits", "linear_bits", "clusters", "centroids", "compression", "rank"),
     }
 )
