@@ -26,8 +26,8 @@ largest output. Smallest block medians, dense -> pruned, and the median ratio of
     convnext_tiny        4.7e-07     50.0%  15.746 -> 8.700 (1.85x)   15.979 -> 9.205 (1.70x)
     vit_b_16             6.1e-07     50.0%  48.107 -> 24.993 (1.94x)  96.775 -> 50.022 (1.94x)
     swin_t               7.7e-07     50.0%  65.539 -> 43.567 (1.46x)  72.165 -> 40.019 (1.74x)
-    shufflenet_v2_x1_0   2.3e-07     49.9%  not measured here
-    regnet_y_400mf       4.1e-07     50.0%  not measured here
+    shufflenet_v2_x1_0   2.3e-07     49.9%  1.172 -> 0.509 (2.52x)    1.227 -> 0.614 (2.31x)
+    regnet_y_400mf       4.1e-07     50.0%  11.543 -> 9.562 (1.12x)   10.728 -> 6.164 (1.64x)
 """
 
 from __future__ import annotations
