@@ -47,6 +47,12 @@ def macs(model: nn.Module, example: Tensor) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        model(example)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    # The fused attention of nn.MultiheadAttention in eval mode hides its products from the counter.
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad(), counter:
+            model(example)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
     return int(counter.get_total_flops()) // (2 * len(example))
