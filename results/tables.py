@@ -214,9 +214,9 @@ def _over_seeds(row: Row, name: str) -> str:
         return significant(value, 4)
     low, high = (end * found.scale for end in row["intervals"][name])
     half = (high - low) / 2
-    # Two significant digits of the half width say how many decimals mean anything.
     # Rounding in a mean of equal values is no spread.
     exact = half <= 1e-9 * abs(value)
+    # Two significant digits of the half width say how many decimals mean anything.
     decimals = 2 if exact else min(6, max(0, 1 - math.floor(math.log10(half))))
     return f"{value:.{decimals}f} ± {half:.{decimals}f}".replace("-", "−")
 
