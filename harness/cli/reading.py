@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 import click
 
+from harness.cli.options import database, db_option, json_option, print_json
 from harness.errors import InputError
-from harness.paths import default_db
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _WHERE_HELP = (
@@ -19,31 +19,10 @@ _WHERE_HELP = (
 )
 
 
-def _db_option(command: _F) -> _F:
-    return click.option(
-        "--db",
-        "db_path",
-        type=click.Path(path_type=Path, dir_okay=False),
-        help="Database file. Default: $ASSAY_HOME/assay.duckdb (ASSAY_HOME defaults to ./runs).",
-    )(command)
-
-
-def _json_option(command: _F) -> _F:
-    return click.option("--json", "as_json", is_flag=True, help="Print a JSON list of objects.")(command)
-
-
 def _over_seeds_option(command: _F) -> _F:
     return click.option(
         "--over-seeds", is_flag=True, help="One row a cell: means over the seeds, with 95 % t-intervals."
     )(command)
-
-
-def _path(db_path: Path | None) -> Path:
-    return Path(db_path or default_db()).absolute()
-
-
-def _print_json(rows: list[Any]) -> None:
-    click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -56,28 +35,28 @@ def db() -> None:
 
 
 @db.command("path")
-@_db_option
-@_json_option
-def db_path_command(db_path: Path | None, as_json: bool) -> None:
+@db_option
+@json_option
+def db_path_command(db: Path | None, as_json: bool) -> None:
     """Print where the database is (or will be)."""
-    path = _path(db_path)
+    path = database(db)
     if as_json:
-        _print_json([{"path": str(path), "exists": path.exists()}])
+        print_json([{"path": str(path), "exists": path.exists()}])
     else:
         click.echo(str(path))
 
 
 @db.command("query")
 @click.argument("sql")
-@_db_option
-@_json_option
-def db_query(sql: str, db_path: Path | None, as_json: bool) -> None:
+@db_option
+@json_option
+def db_query(sql: str, db: Path | None, as_json: bool) -> None:
     """Run one read-only SQL statement over the tables and views, for example "SELECT method, speedup FROM latest"."""
     from results.queries import query
 
-    rows = query(_path(db_path), sql)
+    rows = query(database(db), sql)
     if as_json:
-        _print_json(rows)
+        print_json(rows)
         return
     _print_rows(rows)
 
@@ -86,19 +65,19 @@ def db_query(sql: str, db_path: Path | None, as_json: bool) -> None:
 @click.option(
     "--force", is_flag=True, help="Go on although runs without a record file would stay in the .bak file only."
 )
-@_db_option
-@_json_option
-def db_rebuild(force: bool, db_path: Path | None, as_json: bool) -> None:
+@db_option
+@json_option
+def db_rebuild(force: bool, db: Path | None, as_json: bool) -> None:
     """Make the database anew from its record files; the old one is kept as .bak."""
     from results import rebuild
 
-    done = rebuild(_path(db_path), force=force)
+    done = rebuild(database(db), force=force)
     if as_json:
         aside = None if done.kept_aside is None else str(done.kept_aside)
         damaged = [str(path) for path in done.damaged]
-        _print_json([{"records": done.records, "claims": done.claims, "damaged": damaged, "kept_aside": aside}])
+        print_json([{"records": done.records, "claims": done.claims, "damaged": damaged, "kept_aside": aside}])
         return
-    click.echo(f"{_path(db_path)}: {done.records} runs and {done.claims} claims from record files.")
+    click.echo(f"{database(db)}: {done.records} runs and {done.claims} claims from record files.")
     if done.kept_aside:
         click.echo(f"The old database is {done.kept_aside}.")
     for path in done.damaged:
@@ -107,49 +86,49 @@ def db_rebuild(force: bool, db_path: Path | None, as_json: bool) -> None:
 
 @db.command("export")
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
-@_db_option
-@_json_option
-def db_export(folder: Path, db_path: Path | None, as_json: bool) -> None:
+@db_option
+@json_option
+def db_export(folder: Path, db: Path | None, as_json: bool) -> None:
     """Write every table as Parquet, the record files and a README of the schema into FOLDER."""
     from results import export
 
-    counts = export(_path(db_path), folder)
+    counts = export(database(db), folder)
     if as_json:
-        _print_json([{"name": name, "rows": count} for name, count in counts.items()])
+        print_json([{"name": name, "rows": count} for name, count in counts.items()])
         return
     click.echo(f"{folder}: {counts['files']} record files, {counts['runs']} runs, {counts['claims']} claims.")
 
 
 @db.command("merge")
 @click.argument("source", type=click.Path(path_type=Path, exists=True))
-@_db_option
-@_json_option
-def db_merge(source: Path, db_path: Path | None, as_json: bool) -> None:
+@db_option
+@json_option
+def db_merge(source: Path, db: Path | None, as_json: bool) -> None:
     """Take up the records of SOURCE: an export, a folder of record files, or another database with its folder."""
     from results import merge
 
-    count = merge(_path(db_path), source)
+    count = merge(database(db), source)
     if as_json:
-        _print_json([{"source": str(source), "new": count}])
+        print_json([{"source": str(source), "new": count}])
         return
-    click.echo(f"{_path(db_path)}: {count} new records from {source}.")
+    click.echo(f"{database(db)}: {count} new records from {source}.")
 
 
 @db.command("check")
-@_db_option
-@_json_option
+@db_option
+@json_option
 @click.pass_context
-def db_check(ctx: click.Context, db_path: Path | None, as_json: bool) -> None:
+def db_check(ctx: click.Context, db: Path | None, as_json: bool) -> None:
     """Compare record files, hashes and rows with one another. Exit code 1 if something is wrong."""
     from results import check
 
-    problems = check(_path(db_path))
+    problems = check(database(db))
     if as_json:
-        _print_json([{"problem": text} for text in problems])
+        print_json([{"problem": text} for text in problems])
     elif problems:
         click.echo("\n".join(problems))
     else:
-        click.echo(f"{_path(db_path)}: files and rows agree.")
+        click.echo(f"{database(db)}: files and rows agree.")
     ctx.exit(1 if problems else 0)
 
 
@@ -174,8 +153,8 @@ def db_check(ctx: click.Context, db_path: Path | None, as_json: bool) -> None:
 )
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write into this file.")
 @_over_seeds_option
-@_db_option
-@_json_option
+@db_option
+@json_option
 def table(
     columns: str | None,
     where: str | None,
@@ -184,14 +163,14 @@ def table(
     everything: bool,
     out: Path | None,
     over_seeds: bool,
-    db_path: Path | None,
+    db: Path | None,
     as_json: bool,
 ) -> None:
     """Print results as a table: Markdown, LaTeX (booktabs) or CSV. A missing value is a dash with its reason below."""
     from results import tables
 
     names = tables.columns(columns)
-    rows, older = _rows(_path(db_path), where, everything, over_seeds)
+    rows, older = _rows(database(db), where, everything, over_seeds)
     rows = tables.ordered(rows, sort)
     if as_json:
         _write(
@@ -200,7 +179,7 @@ def table(
         return
     if not rows:
         raise InputError(
-            f"No rows: {_path(db_path)} has no ok run{' with ' + where if where else ''}. `assay ls runs` lists all."
+            f"No rows: {database(db)} has no ok run{' with ' + where if where else ''}. `assay ls runs` lists all."
         )
     made = tables.build(rows, names, fmt)
     if older:
@@ -221,8 +200,8 @@ def table(
 )
 @click.option("--curves", is_flag=True, help="One label and one line for all strengths (sparsity, ...) of a technique.")
 @_over_seeds_option
-@_db_option
-@_json_option
+@db_option
+@json_option
 def plot(
     x: str,
     y: str,
@@ -230,7 +209,7 @@ def plot(
     out: Path | None,
     curves: bool,
     over_seeds: bool,
-    db_path: Path | None,
+    db: Path | None,
     as_json: bool,
 ) -> None:
     """Plot metric Y over metric X (columns of the view runs), with the Pareto front of each task.
@@ -242,10 +221,10 @@ def plot(
 
     metric(x)
     metric(y)
-    rows, _ = _rows(_path(db_path), where, False, over_seeds)
+    rows, _ = _rows(database(db), where, False, over_seeds)
     found, notes = plots.points(rows, x, y, curves)
     if as_json:
-        _print_json(found)
+        print_json(found)
     if out is None and as_json:
         return
     target = out or Path(f"{y}-over-{x}.png")
@@ -328,15 +307,15 @@ _SECTIONS: dict[str, tuple[str, ...]] = {
 
 @click.command()
 @click.argument("run")
-@_db_option
-@_json_option
-def show(run: str, db_path: Path | None, as_json: bool) -> None:
+@db_option
+@json_option
+def show(run: str, db: Path | None, as_json: bool) -> None:
     """Show everything about one RUN (its id, or the beginning of it): values with units, reasons and warnings."""
     from results.queries import full
 
-    row = full(_path(db_path), run)
+    row = full(database(db), run)
     if as_json:
-        _print_json([row])
+        print_json([row])
         return
     _show_sections(row)
 
@@ -408,16 +387,16 @@ def _shown(value: Any) -> str:
     return ", ".join(map(str, value)) if value else "(none)"
 
 
-def ls_runs(db_path: Path | None, as_json: bool) -> None:
+def ls_runs(db: Path | None, as_json: bool) -> None:
     """Print every run, oldest first: ``assay ls runs``.
 
     With ``as_json`` each object is the run's row of ``runs``, with ``name`` (its ``run_id``) before it.
     """
     from results.queries import select
 
-    rows = select(_path(db_path), "runs")
+    rows = select(database(db), "runs")
     if as_json:
-        _print_json([{"name": row["run_id"], **row} for row in rows])
+        print_json([{"name": row["run_id"], **row} for row in rows])
         return
     short = ("run_id", "status", "task", "method", "hardware", "precision", "batch_size", "threads", "seed")
     _print_rows([{name: row[name] for name in short} for row in rows])

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from harness.cli.running import db_option
+from harness.cli.options import db_option, print_json
+from harness.cli.progress import ProgressBar
 
 
 @click.command()
@@ -31,7 +31,6 @@ def reproduce(
     """
     import papers
     from harness import paths
-    from harness.cli.running import _Progress
     from papers import tables
     from papers.reproduction import reproduce as run_recipe
 
@@ -39,13 +38,13 @@ def reproduce(
     paper = papers.load(key, settings, quick=quick)
     # Before the work and not after it.
     readme = tables.writable_readme(paper) if write_readme else None
-    with _Progress(quiet=as_json) as progress:
+    with ProgressBar(quiet=as_json) as progress:
         report = run_recipe(paper, db=path, rerun=rerun, watch=progress.watch)
     written = report.origin is not None and not report.interrupted
     if readme is not None and written:
         tables.write(readme, report.markdown())
     if as_json:
-        click.echo(json.dumps(report.to_json(), indent=2))
+        print_json(report.to_json())
     else:
         _show(report)
         if readme is not None:

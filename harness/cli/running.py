@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from harness.cli.options import db_option, json_option, print_json
+from harness.cli.progress import ProgressBar
+
 if TYPE_CHECKING:
-    from harness.runner import Event, Outcome, Planned
+    from harness.runner import Outcome, Planned
     from harness.spec import Spec
 
-db_option = click.option(
-    "--db",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Database file. Default: $ASSAY_HOME/assay.duckdb (ASSAY_HOME defaults to ./runs).",
-)
-json_option = click.option("--json", "as_json", is_flag=True, help="Print a JSON list of objects.")
 only_option = click.option(
     "--only",
     metavar="EXPR",
     help="Run only matching cells: key=value, key!=value, a|b, wildcards, joined by commas. "
     "Keys: task, method, config, hardware, hardware.OPTION, seed, batch_size, threads.",
 )
-
-
-def print_json(rows: list[dict[str, Any]]) -> None:
-    """Print a list of objects as JSON."""
-    click.echo(json.dumps(rows, indent=2, default=str))
 
 
 @click.command()
@@ -67,7 +58,7 @@ def run(spec: str, db: Path | None, only: str | None, dry_run: bool, rerun: bool
         kept = open_store(path).finished([item.cell_hash for item in planned]) if path.exists() else {}
         _show_plan(planned, {key for key in kept if not rerun}, as_json)
         return 0
-    with _Progress(quiet=as_json) as progress:
+    with ProgressBar(quiet=as_json) as progress:
         outcome = sweep(loaded, db=path, only=chosen, rerun=rerun, timeout=timeout, watch=progress.watch)
     rows = _rows(outcome, path)
     if as_json:
@@ -100,64 +91,6 @@ def _show_plan(planned: list[Planned], kept: set[str], as_json: bool) -> None:
             f"seed {row['seed']}  batch {row['batch_size']}  threads {row['threads']}"
         )
     click.echo(f"{len(rows)} cells, {len(kept)} kept, {len(rows) - len(kept)} to run.")
-
-
-class _Progress:
-    """A live bar on a terminal; a line per cell elsewhere."""
-
-    def __init__(self, quiet: bool) -> None:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-
-        self._console = Console(stderr=True, highlight=False)
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("elapsed"),
-            TimeElapsedColumn(),
-            TextColumn("remaining"),
-            # Cells take minutes: a short window of samples would never show an estimate.
-            TimeRemainingColumn(),
-            console=self._console,
-            disable=quiet or not self._console.is_terminal,
-            speed_estimate_period=3600,
-        )
-        self._quiet = quiet
-        self._job: Any = None
-
-    def __enter__(self) -> _Progress:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def watch(self, event: Event) -> None:
-        """Show an event."""
-        from rich.markup import escape
-
-        if self._job is None:
-            self._job = self._bar.add_task("", total=event.total)
-        cell = event.cell
-        name = f"{cell.task['name']} · {cell.method} · {cell.hardware['name']} · batch {cell.batch_size}"
-        if event.kind == "done" and event.record is not None and not self._quiet:
-            reason = f": {event.record.reason}" if event.record.reason else ""
-            self._console.print(
-                f"[{event.index + 1}/{event.total}] {name}: {event.record.status}{reason}", markup=False
-            )
-        self._bar.update(
-            self._job,
-            completed=event.index + (1.0 if event.kind in ("done", "kept") else event.fraction),
-            description=escape(f"{name}  {event.message}"),
-        )
 
 
 def _rows(outcome: Outcome, db: Path) -> list[dict[str, Any]]:
