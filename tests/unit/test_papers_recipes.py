@@ -54,8 +54,9 @@ def test_every_claim_is_about_runs_of_its_recipe(key: str, quick: bool) -> None:
             for select in filter(None, (claim.select, claim.better, claim.than)):
                 found = [row for row in rows if verdicts.matches(select, row)]
                 assert found, f"{claim.id}: {select}"
-                # One run a seed of that task: a mean over anything else would be of different things.
-                seeds = {row["seed"] for row in rows if row["task"] == found[0]["task"]}
+                # One run a seed of that task, as configured: a mean over anything else would be of different things.
+                seeds = {row["seed"] for row in rows if row["task_config"] == found[0]["task_config"]}
+                assert len({row["task_config"] for row in found}) == 1, f"{claim.id}: {select}"
                 assert sorted(row["seed"] for row in found) == sorted(seeds), f"{claim.id}: {select}"
 
 
