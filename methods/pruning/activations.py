@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness.errors import NotFinite
-from methods.pruning.masks import prunable_weights
+from methods.pruning.masks import PROJECTIONS, Attention, holder, prunable_weights
+from methods.pruning.structure.attention import written_out
 
 if TYPE_CHECKING:
     from harness.contracts import Data
@@ -64,12 +64,20 @@ def balanced(data: Data, per_class: int, *, seed: int) -> tuple[Tensor, Tensor]:
     return torch.stack([value for label in classes for value in chosen[label]]), labels
 
 
-def visit(model: nn.Module, x: Tensor, treat: Callable[[str, Layer, Tensor], None]) -> None:
+def visit(
+    model: nn.Module,
+    x: Tensor,
+    treat: Callable[[str, Layer, Tensor], None],
+    passed: Callable[[str, str], object] = lambda name, reason: None,
+) -> None:
     """Run ``x`` through ``model`` once and hand every layer's input to ``treat`` before the layer computes.
 
     ``treat`` may change the layer's weight in place: the layers after it then see what the changed one puts out. A
     layer or a tied weight that is used several times is treated at its first use. The model runs in evaluation mode,
     without gradients, and its mode is restored.
+
+    Attention modules run in a form that calls their projections as layers (:func:`written_out`). The input projections
+    of ``nn.MultiheadAttention`` come as a linear layer that holds the module's own weight.
 
     Parameters
     ----------
@@ -79,6 +87,8 @@ def visit(model: nn.Module, x: Tensor, treat: Callable[[str, Layer, Tensor], Non
         Inputs (n, ...).
     treat : callable
         ``treat(name, layer, input)``, named as in :func:`methods.pruning.masks.prunable_weights`.
+    passed : callable, optional
+        ``passed(name, reason)`` for a weight of attention that is used with inputs that are not one layer's.
 
     Raises
     ------
@@ -88,25 +98,41 @@ def visit(model: nn.Module, x: Tensor, treat: Callable[[str, Layer, Tensor], Non
     names = {id(weight): name for name, weight in prunable_weights(model).items()}
     done: set[str] = set()
 
-    def before(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        name = names[id(module.weight)]
-        if name in done or not isinstance(module, Layer) or not args:
+    def see(layer: nn.Module, value: Tensor) -> None:
+        name = names[id(layer.weight)]
+        if name in done or not isinstance(layer, Layer):
             return
         done.add(name)
-        if not bool(torch.isfinite(args[0]).all()):
+        if not bool(torch.isfinite(value).all()):
             raise NotFinite(f"The input of layer {name!r} holds NaN or infinity on the calibration examples.")
-        treat(name, module, args[0])
+        treat(name, layer, value)
+
+    def before(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if args:
+            see(module, args[0])
+
+    def attending(module: nn.Module, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
+        inputs = projection_inputs(args, keywords)
+        for kind in PROJECTIONS:
+            weight = getattr(module, kind, None)
+            if weight is None or id(weight) not in names:
+                continue
+            if (value := inputs.get(kind)) is None:
+                passed(names[id(weight)], "its queries, keys and values come from different inputs")
+            else:
+                see(projection(weight), value)
 
     modes = {module: module.training for module in model.modules()}
-    handles = [
-        module.register_forward_pre_hook(before)
-        for module in model.modules()
-        if isinstance(module, Layer) and id(module.weight) in names
-    ]
+    handles = []
     try:
-        model.eval()
-        with torch.no_grad(), _modules_called():
-            model(x)
+        with torch.no_grad(), written_out(model) as running:
+            running.eval()
+            for module in running.modules():
+                if isinstance(module, Layer) and id(module.weight) in names:
+                    handles.append(module.register_forward_pre_hook(before))
+                elif isinstance(module, Attention):
+                    handles.append(module.register_forward_pre_hook(attending, with_kwargs=True))
+            running(x)
     finally:
         for handle in handles:
             handle.remove()
@@ -114,21 +140,57 @@ def visit(model: nn.Module, x: Tensor, treat: Callable[[str, Layer, Tensor], Non
             module.training = mode
 
 
+def projection_inputs(args: tuple[Any, ...], keywords: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What attention's input projections multiply in a call, by the parameter's name.
+
+    Parameters
+    ----------
+    args, keywords
+        The call's: query, key and value.
+
+    Returns
+    -------
+    dict
+        Without "in_proj_weight" where the three are not one tensor.
+    """
+    query, key, value = (
+        args[place] if place < len(args) else keywords[name] for place, name in enumerate(("query", "key", "value"))
+    )
+    found = {"q_proj_weight": query, "k_proj_weight": key, "v_proj_weight": value}
+    if query is key and key is value:
+        found["in_proj_weight"] = query
+    return found
+
+
+def projection(weight: nn.Parameter) -> nn.Linear:
+    """A linear layer without bias whose weight is this parameter itself."""
+    # On the meta device, whose initialisation takes no memory and draws no random numbers.
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    layer.weight = weight
+    return layer
+
+
 def untouched(model: nn.Module, input_shape: tuple[int, ...]) -> dict[str, str]:
     """Why :func:`visit` does not come to some of the prunable layers, by name.
 
     Found by running a copy of the model on one input of zeros.
     """
-    reasons: dict[str, str] = {}
-    modules = dict(model.named_modules())
     seen: set[str] = set()
-    visit(copy.deepcopy(model), torch.zeros(1, *input_shape), lambda name, layer, x: seen.add(name))
+    passed: dict[str, str] = {}
+    visit(copy.deepcopy(model), torch.zeros(1, *input_shape), lambda name, layer, x: seen.add(name), passed.setdefault)
+    reasons: dict[str, str] = {}
     for name in prunable_weights(model):
-        module = modules.get(name, model)
-        if not isinstance(module, Layer):
+        if name in seen:
+            continue
+        module = holder(model, name)
+        above = holder(model, name.rpartition(".")[0])
+        if name in passed:
+            reasons[name] = passed[name]
+        elif not isinstance(module, Layer | Attention):
             reasons[name] = f"inputs of a {type(module).__name__} are not collected"
-        elif name not in seen:
-            # nn.MultiheadAttention's out_proj, for one: attention reads its weight and does not call it.
+        elif isinstance(above, nn.MultiheadAttention) and not isinstance(module, Attention):
+            reasons[name] = "attention with separate projections or added keys does not call it"
+        else:
             reasons[name] = "the model does not call it"
     return reasons
 
@@ -194,14 +256,3 @@ def unmatrix(layer: Layer, values: Tensor) -> Tensor:
 def _plane(sizes: tuple[int, ...]) -> tuple[int, int]:
     """A one-dimensional kernel as a two-dimensional one of height 1."""
     return (1, sizes[0]) if len(sizes) == 1 else (sizes[0], sizes[1])
-
-
-@contextmanager
-def _modules_called() -> Iterator[None]:
-    """Attention's fused inference path, off for a while: it reads the weights of layers without calling them."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)

@@ -104,7 +104,7 @@ def find_links(model: nn.Module) -> tuple[list[Link], dict[str, str]]:
     except Exception as error:  # the model's own code runs on proxies here and may raise anything
         raise Unsupported(
             f"the forward pass cannot be traced symbolically ({type(error).__name__}: {error}); "
-            "structured pruning needs a model without data-dependent control flow"
+            "tracing needs a model without data-dependent control flow"
         ) from error
     modules = dict(model.named_modules(remove_duplicate=False))
     tracer = _Walker(graph, modules)

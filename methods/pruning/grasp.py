@@ -13,8 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from harness.errors import Unsupported
 from methods.pruning import masks
 from methods.pruning.activations import balanced
+from methods.pruning.at_initialisation import emptied, finite, no_start, start, train, training_mode
 from methods.pruning.masks import Masks, Scope
-from methods.pruning.snip import emptied, finite, no_start, start, train, training_mode
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -260,10 +261,11 @@ def _assemble(flow: Flow, exchanged: frozenset[str], input_shape: tuple[int, ...
     for (tensor, axis), indexed in axes.items():
         order = np.argsort(indexed, kind="stable")
         found, starts = np.unique(indexed[order], return_index=True)
-        for label, indices in zip(found.tolist(), np.split(order, starts[1:]), strict=True):
+        makes = (tensor, axis) in flow.producers
+        places, bounds = order.tolist(), [*starts.tolist(), len(order)]
+        for label, (begin, end) in zip(found.tolist(), itertools.pairwise(bounds), strict=True):
             if label >= 0:
-                makes = (tensor, axis) in flow.producers
-                part = Slice(tensor=tensor, axis=axis, indices=tuple(indices.tolist()), makes=makes)
+                part = Slice(tensor=tensor, axis=axis, indices=tuple(places[begin:end]), makes=makes)
                 owned.setdefault(label, []).append(part)
                 if makes:
                     makers.setdefault(label, []).append((tensor, axis))

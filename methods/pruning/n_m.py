@@ -26,10 +26,11 @@ class NM:
     """Keep the ``n`` largest of every ``m`` consecutive weights, optionally fine-tune with the zeros kept.
 
     Layout: the groups lie along the input dimension, which sparse matrix kernels reduce over. In a linear layer, weight
-    (out, in), a group is ``weight[o, m*i : m*i + m]``; in a convolution, weight (out, in / groups, height, width), it
-    is ``m`` consecutive input channels at one kernel position, ``weight[o, m*i : m*i + m, y, x]``: consecutive entries
-    of a row of the channels-last weight matrix, as 2:4 kernels read it. In a transposed convolution, weight
-    (in, out / groups, ...), it is ``weight[m*i : m*i + m, o, y, x]``.
+    (out, in), a group is ``weight[o, m*i : m*i + m]``, and so it is in attention's projections, packed or separate; in
+    a convolution, weight (out, in / groups, height, width), it is ``m`` consecutive input channels at one kernel
+    position, ``weight[o, m*i : m*i + m, y, x]``: consecutive entries of a row of the channels-last weight matrix, as
+    2:4 kernels read it. In a transposed convolution, weight (in, out / groups, ...), it is
+    ``weight[m*i : m*i + m, o, y, x]``.
 
     A layer whose input dimension (per group of a grouped convolution) is not a multiple of ``m`` is left dense and
     named in the progress message; a first convolution over 1 or 3 channels and every depthwise one are such layers. Of
@@ -179,9 +180,8 @@ def left_dense(reasons: Mapping[str, str]) -> str:
 def _inputs(model: nn.Module) -> dict[str, tuple[int, int]]:
     """By prunable layer: the weight's input dimension, and its size within one group of a grouped convolution."""
     found: dict[str, tuple[int, int]] = {}
-    modules = dict(model.named_modules())
     for name, weight in masks.prunable_weights(model).items():
-        module = modules.get(name, model)
+        module = masks.holder(model, name)
         if isinstance(module, _TRANSPOSED):
             found[name] = (0, weight.shape[0] // module.groups)
         else:

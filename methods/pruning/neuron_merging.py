@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from harness.errors import Unsupported
+from methods.pruning import merging
 from methods.pruning.coupling import Link, find_links
 
 if TYPE_CHECKING:
@@ -119,33 +120,11 @@ class NeuronMerging:
 
     def _decompose(self, model: nn.Module, link: Link) -> tuple[Tensor, Tensor]:
         """Indices of the kept neurons, ascending, shape (k,), and the scaling matrix, shape (n, k), float64."""
-        layer = model.get_submodule(link.producer)
-        weight = layer.get_parameter("weight").detach().double()
-        bias = layer.bias.detach().double() if isinstance(layer.bias, Tensor) else weight.new_zeros(len(weight))
-        norm = cast(_BatchNorm, model.get_submodule(link.norm)) if link.norm else None
-        rows = weight.flatten(1)
-        if norm is None and layer.bias is not None:
-            rows = torch.cat([rows, bias[:, None]], dim=1)
+        rows = merging.neurons(model, link)
         kept = self._kept(rows)
-        scaling = torch.eye(len(rows), dtype=rows.dtype, device=rows.device)[:, kept]
         if self.merge:
-            lengths = rows.norm(dim=1)
-            unit = rows / lengths.clamp_min(torch.finfo(rows.dtype).tiny)[:, None]
-            cosine = unit @ unit[kept].T
-            scale = lengths[:, None] / lengths[kept][None, :]
-            if norm is None:
-                score = 1 - cosine
-            else:
-                scale, offset = _normalised(norm, bias, kept, scale)
-                score = self.cosine_weight * (1 - cosine) + (1 - self.cosine_weight) * _unit_range(offset.abs() / scale)
-            score[~(scale.isfinite() & (scale > 0) & score.isfinite())] = torch.inf
-            best = score.argmin(dim=1)
-            removed = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
-            removed[kept] = False
-            every = torch.arange(len(rows), device=rows.device)
-            merged = removed & score[every, best].isfinite() & (cosine[every, best] >= self.threshold)
-            scaling[every[merged], best[merged]] = scale[every[merged], best[merged]]
-        return kept, scaling
+            return kept, merging.scaling(model, link, kept, threshold=self.threshold, cosine_weight=self.cosine_weight)
+        return kept, merging.selection(len(rows), kept)
 
     def _kept(self, rows: Tensor) -> Tensor:
         if self.criterion == "geometric-median":
@@ -165,28 +144,6 @@ def _summary(found: list[Link], left_alone: dict[str, str]) -> str:
     return "; ".join(reasons + more)
 
 
-def _normalised(norm: _BatchNorm, bias: Tensor, kept: Tensor, ratio: Tensor) -> tuple[Tensor, Tensor]:
-    """S and B, shapes (n, k): ``y_i = S y_j + B`` after batch normalisation where ``w_i = ratio_ij w_j`` before it."""
-    if norm.running_mean is None or norm.running_var is None:
-        raise Unsupported("batch normalisation without running statistics has no fixed scale")
-    mean = norm.running_mean.double() - bias
-    sigma = (norm.running_var.double() + norm.eps).sqrt()
-    gamma = norm.weight.detach().double() if norm.affine else torch.ones_like(mean)
-    beta = norm.bias.detach().double() if norm.affine else torch.zeros_like(mean)
-    slope = gamma / sigma
-    scale = ratio * slope[:, None] / slope[kept][None, :]
-    shift = ratio * (mean[kept] - beta[kept] / slope[kept])[None, :] - mean[:, None]
-    return scale, slope[:, None] * shift + beta[:, None]
-
-
-def _unit_range(values: Tensor) -> Tensor:
-    """Each row scaled to [0, 1]; entries that are negative or not finite (no candidates) come out as infinity."""
-    candidate = values.isfinite() & (values >= 0)
-    low = values.where(candidate, torch.inf).min(dim=1, keepdim=True).values
-    high = values.where(candidate, -torch.inf).max(dim=1, keepdim=True).values
-    return ((values - low) / (high - low).clamp_min(torch.finfo(values.dtype).tiny)).where(candidate, torch.inf)
-
-
 def _shrink(model: nn.Module, link: Link, kept: Tensor, scaling: Tensor) -> None:
     """Keep the rows ``kept`` of the producer, and fold the others into the consumer's columns, in place."""
     producer, consumer = model.get_submodule(link.producer), model.get_submodule(link.consumer)
@@ -197,11 +154,9 @@ def _shrink(model: nn.Module, link: Link, kept: Tensor, scaling: Tensor) -> None
         _select(norm, ("weight", "bias", "running_mean", "running_var"), kept)
         cast(_BatchNorm, norm).num_features = len(kept)
     weight = consumer.get_parameter("weight")
-    grouped = weight.detach().double().reshape(len(weight), len(scaling), -1)
-    folded = torch.einsum("onc,nk->okc", grouped, scaling).to(weight.dtype)
-    shape = (len(weight), len(kept) * link.columns, *weight.shape[2:])
-    consumer.weight = nn.Parameter(folded.reshape(shape), requires_grad=weight.requires_grad)
-    setattr(consumer, "in_channels" if isinstance(consumer, nn.Conv2d) else "in_features", shape[1])
+    weight = nn.Parameter(merging.folded(weight, scaling), requires_grad=weight.requires_grad)
+    consumer.weight = weight
+    setattr(consumer, "in_channels" if isinstance(consumer, nn.Conv2d) else "in_features", weight.shape[1])
 
 
 def _select(module: nn.Module, names: tuple[str, ...], kept: Tensor) -> None:

@@ -32,10 +32,12 @@ class SparseGPT:
     first.
 
     A convolution's matrix is (out, height * width * in), with the unfolded input; a grouped one has a matrix and a
-    Hessian per group. Linear layers, ``Conv1d`` and ``Conv2d`` are pruned, first and last included, others stay dense
-    and are named in the progress message. Layers are treated in the order in which the network calls them, each with
-    the inputs that the layers pruned before it give. Biases stay. Computed in float64; time grows with the cube of the
-    matrix's columns, memory with their square.
+    Hessian per group; attention's packed projection has one for queries, keys and values, which see the same inputs.
+    Linear layers, ``Conv1d`` and ``Conv2d``, first and last included, and attention's projections are pruned. Other
+    weights stay dense and are named in the progress message, and so is a packed projection whose queries, keys and
+    values come from different inputs (cross-attention). Layers are treated in the order in which the network calls
+    them, each with the inputs that the layers pruned before it give. Biases stay. Computed in float64; time grows with
+    the cube of the matrix's columns, memory with their square.
 
     Source: Frantar and Alistarh, "SparseGPT: Massive Language Models Can be Accurately Pruned in One-Shot", ICML 2023,
     §3 and algorithm 1 (block size of updates and of mask selection are one here, as in their code). The paper asks for

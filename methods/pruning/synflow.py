@@ -13,8 +13,9 @@ from torch.overrides import TorchFunctionMode
 
 from harness.errors import Unsupported
 from methods.pruning import masks
+from methods.pruning.at_initialisation import finite, no_start, start, train
 from methods.pruning.masks import Masks
-from methods.pruning.snip import finite, no_start, start, train
+from methods.pruning.structure.attention import explicit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,9 +45,10 @@ class SynFlow:
     The network that is scored is the paper's ``R``, a product of weights: normalisations and activations pass their
     input on, vectors that scale (a normalisation's, ConvNeXt's layer scale) are one and biases zero. For ReLU and for
     BatchNorm at initialisation in evaluation mode, as in the authors' code, that is so anyway (but for BatchNorm's
-    epsilon, and biases, whose absolute values they add); others would saturate at flows this large. Gates and
-    attention's softmax stay, which leaves queries and keys with little flow. The weights trained afterwards keep sign
-    and value.
+    epsilon, and biases, whose absolute values they add); others would saturate at flows this large. So would a softmax,
+    which the paper does not treat: attention's shares are here in proportion to the products of queries and keys, not
+    to their exponentials, and their sum, which they are divided by, counts as a constant. Queries, keys and values of a
+    layer then carry the same flow. Gates stay. The weights trained afterwards keep sign and value.
 
     The network is the task's own as its training begins (``Context.fresh``), with the task's initialisation. Of the
     trained model given only the structure is used.
@@ -157,6 +159,7 @@ def prune(network: nn.Module, input_shape: tuple[int, ...], sparsity: float, ite
 def linearized(network: nn.Module) -> nn.Module:
     """A float64 copy in evaluation mode: absolute values, scales of one, no biases."""
     linear = copy.deepcopy(network).double().eval()
+    explicit(linear)  # so that the softmax of attention is seen
     pruned = {id(weight) for weight in masks.prunable_weights(linear).values()}
     with torch.no_grad():
         for name, parameter in linear.named_parameters():
@@ -170,14 +173,58 @@ def linearized(network: nn.Module) -> nn.Module:
 
 
 class _PassOn(TorchFunctionMode):
-    """Replaces activations and normalisations, called as modules or as functions, by their input."""
+    """Replaces activations and normalisations, called as modules or as functions, by their input, softmax by shares."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if getattr(func, "__name__", "") in _PASSED_ON:
-            return args[0] if args else (kwargs or {})["input"]
-        return func(*args, **(kwargs or {}))
+        name, keywords = getattr(func, "__name__", ""), kwargs or {}
+        if name in _PASSED_ON:
+            return args[0] if args else keywords["input"]
+        if name == "softmax":
+            dim = args[1] if len(args) > 1 else keywords.get("dim")
+            return shares(args[0] if args else keywords["input"], -1 if dim is None else dim)
+        if name == "scaled_dot_product_attention":
+            return _attention(*args, **keywords)
+        return func(*args, **keywords)
+
+
+def shares(x: Tensor, dim: int) -> Tensor:
+    """``x`` divided by its sum, which is held constant; equal shares where that is 0, as after a softmax.
+
+    Parameters
+    ----------
+    x : Tensor
+        What a softmax would be given; negative entries (masked ones) count as 0.
+    dim : int
+        The softmax's.
+    """
+    x = x.clamp(min=0)
+    total = x.detach().sum(dim, keepdim=True)
+    return x / total.masked_fill(total == 0, 1.0) + (total == 0) / x.shape[dim]
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,  # noqa: ARG001 (the network is in evaluation mode)
+    is_causal: bool = False,
+    scale: float | None = None,  # noqa: ARG001 (shares do not depend on it)
+    enable_gqa: bool = False,
+) -> Tensor:
+    """``scaled_dot_product_attention`` with :func:`shares`."""
+    if enable_gqa:
+        key, value = (part.repeat_interleave(query.shape[-3] // part.shape[-3], -3) for part in (key, value))
+    products = query @ key.transpose(-2, -1)
+    if is_causal:
+        products = products.tril()
+    if attn_mask is not None and attn_mask.dtype is torch.bool:
+        products = products.masked_fill(~attn_mask, 0.0)
+    elif attn_mask is not None:
+        products = products + attn_mask
+    return shares(products, -1) @ value
 
 
 def flow(linear: nn.Module, input_shape: tuple[int, ...]) -> dict[str, Tensor]:

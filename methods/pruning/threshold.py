@@ -49,10 +49,10 @@ class Threshold:
     quality : float
         Threshold in standard deviations.
     quality_conv, quality_linear : float, optional
-        Instead of ``quality`` for convolutions, and for linear layers.
+        Instead of ``quality`` for convolutions, and for linear layers (attention's projections among them).
     kept : tuple of float, optional
-        Shares of the weights kept, in (0, 1], one for each convolution and linear layer in the model's order; instead
-        of the qualities.
+        Shares of the weights kept, in (0, 1], one for each weight of :mod:`methods.pruning.masks` in the model's order;
+        instead of the qualities.
     rounds : int
         Of pruning, each followed by ``finetune_epochs``.
     finetune_epochs : int
@@ -120,15 +120,14 @@ class Threshold:
         for index, (name, weight) in enumerate(masks.prunable_weights(model).items()):
             magnitude = weight.detach().abs().masked_fill(~kept[name], -1.0)
             if self.kept is None:
-                found[name] = kept[name] & (magnitude >= self._threshold(model, name, weight.detach()[kept[name]]))
+                found[name] = kept[name] & (magnitude >= self._threshold(weight, weight.detach()[kept[name]]))
             else:
                 share = self.kept[index] ** (number / self.rounds)
                 found |= masks.keep_highest({name: magnitude}, 1 - share, "layer")
         return found
 
-    def _threshold(self, model: nn.Module, name: str, left: Tensor) -> float:
-        linear = isinstance(dict(model.named_modules()).get(name, model), nn.Linear)
-        quality = self.quality_linear if linear else self.quality_conv
+    def _threshold(self, weight: Tensor, left: Tensor) -> float:
+        quality = self.quality_linear if weight.ndim == 2 else self.quality_conv
         return (self.quality if quality is None else quality) * left.double().std(correction=0).item()
 
 

@@ -33,10 +33,10 @@ class Wanda:
     treated in the order in which the network calls them, each with the inputs that the layers pruned before it give.
     What is kept keeps its value.
 
-    Linear layers, ``Conv1d`` and ``Conv2d`` are pruned, attention's projections among them where they are linear layers
-    that the network calls; other layers of :mod:`methods.pruning.masks` stay dense and are named in the progress
-    message. The authors prune the linear layers inside the blocks of language models, ConvNeXt and ViT; here
-    convolutions and the first and the last layer are pruned too.
+    Linear layers, ``Conv1d`` and ``Conv2d`` are pruned, and attention's projections; other weights of
+    :mod:`methods.pruning.masks` stay dense and are named in the progress message, and so is a packed projection whose
+    queries, keys and values come from different inputs (cross-attention). The authors prune the linear layers inside
+    the blocks of language models, ConvNeXt and ViT; here convolutions and the first and the last layer are pruned too.
 
     Source: Sun, Liu, Bair and Kolter, "A Simple and Effective Pruning Approach for Large Language Models", ICLR 2024,
     §3, eq. 1.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 
 from harness.errors import Unsupported
 from methods.pruning import masks
+from methods.pruning.structure.attention import HeadAttention
 from methods.weight_sharing import tied
 
 if TYPE_CHECKING:
@@ -80,6 +82,13 @@ def _positions(count: int, real: int, salt: int) -> npt.NDArray[np.int32 | np.in
     return (bucket + negative * real).astype(np.int32 if 2 * real < 2**31 else np.int64)
 
 
+def _virtual(real: Tensor, shape: tuple[int, ...], salt: int) -> Tensor:
+    """The virtual weight, differentiable in ``real``: a gradient of ``real`` is the signed sum of its bucket's."""
+    count = functools.reduce(int.__mul__, shape, 1)
+    index = torch.from_numpy(_positions(count, real.numel(), salt)).to(real.device)
+    return torch.cat((real, -real)).index_select(0, index).view(shape)
+
+
 class _Hashed(nn.Module):
     """A layer whose only weights are ``real``; the hash is computed when it is needed, and never stored."""
 
@@ -94,10 +103,8 @@ class _Hashed(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The virtual weight, differentiable in ``real``: a gradient of ``real`` is the signed sum of its bucket's."""
-        count = functools.reduce(int.__mul__, self.shape, 1)
-        index = torch.from_numpy(_positions(count, self.real.numel(), self.salt)).to(self.real.device)
-        return torch.cat((self.real, -self.real)).index_select(0, index).view(self.shape)
+        """The virtual weight."""
+        return _virtual(self.real, self.shape, self.salt)
 
     def extra_repr(self) -> str:
         """Shape and number of real weights."""
@@ -127,6 +134,47 @@ class HashedConv2d(_Hashed):
         return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 
+def _projection(kind: str) -> property:
+    def weight(self: _HashedProjections) -> Tensor | None:
+        if kind not in self.hashed:
+            return self._parameters.get(kind)
+        shape, salt = self.hashed[kind]
+        return _virtual(self.get_parameter(f"{kind}_real"), shape, salt)
+
+    return property(weight, doc="The virtual weight; the weight itself where it is not hashed.")
+
+
+class _HashedProjections(nn.Module):
+    """Attention with hashed input projections: parameters such as ``in_proj_weight_real`` (K,) instead of weights."""
+
+    hashed: dict[str, tuple[tuple[int, ...], int]]
+    in_proj_weight = _projection("in_proj_weight")
+    q_proj_weight = _projection("q_proj_weight")
+    k_proj_weight = _projection("k_proj_weight")
+    v_proj_weight = _projection("v_proj_weight")
+
+    @classmethod
+    def replacing(cls, original: nn.Module, hashed: Mapping[str, tuple[nn.Parameter, int]]) -> _HashedProjections:
+        """``original`` with the projections named in ``hashed`` made from real weights and a salt."""
+        made = cls.__new__(cls)
+        # As it was made; whatever holds parts of the module is copied, the parts are not.
+        made.__dict__.update({key: copy.copy(v) if isinstance(v, dict) else v for key, v in vars(original).items()})
+        made.hashed = {}
+        for kind, (real, salt) in hashed.items():
+            made.hashed[kind] = tuple(original.get_parameter(kind).shape), salt
+            del made._parameters[kind]
+            made.register_parameter(f"{kind}_real", real)
+        return made
+
+
+class HashedMultiheadAttention(_HashedProjections, nn.MultiheadAttention):
+    """``nn.MultiheadAttention`` with hashed input projections."""
+
+
+class HashedHeadAttention(_HashedProjections, HeadAttention):
+    """Attention with heads of a fixed width, and hashed input projections."""
+
+
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class HashedNets:
     """Hash the weights of linear layers and 2-D convolutions into few real weights, and train these.
@@ -134,8 +182,8 @@ class HashedNets:
     A virtual weight is ``V_ij = xi(i, j) * w[h(i, j)]``: h chooses one of
     ``K = max(1, round(n / compression))`` real weights of the layer, xi a sign. Both follow from the position in the
     row-major weight, K and a salt (:func:`buckets`), so that nothing but the K real weights and the biases is stored.
-    The salt follows from the seed and the layer's name. The paper hashes fully connected layers; here filters are
-    hashed in the same way.
+    The salt follows from the seed and the layer's name. The paper hashes fully connected layers; here filters and
+    attention's input projections, packed as they are, are hashed in the same way.
 
     From scratch, a real weight begins as the (signed) first initial weight of its bucket, so that virtual weights
     are distributed as the dense network's were. Otherwise it begins as the least-squares fit to the trained weights:
@@ -191,7 +239,7 @@ class HashedNets:
         if not layers:
             return "the model has one layer, which hash_last=False leaves as it is; use hash_last=True"
         for layer in layers:
-            if not isinstance(layer.module, nn.Linear | nn.Conv2d):
+            if not isinstance(layer.module, nn.Linear | nn.Conv2d) and type(layer.module) not in _ATTENTION:
                 kind = type(layer.module).__name__
                 return f"layer {layer.name!r} is a {kind}; only linear layers and 2-D convolutions are hashed"
             if isinstance(layer.module, nn.Conv2d) and layer.module.padding_mode != "zeros":
@@ -222,7 +270,12 @@ class HashedNets:
         network = context.fresh() if fresh and context.fresh else copy.deepcopy(model)
         virtual = sum(layer.weight.numel() for layer in self._layers(network))
         hashed = self._hashed(network, context.seed)
-        real = {id(m.real): m.real.numel() for m in hashed.modules() if isinstance(m, _Hashed)}
+        real = {
+            id(parameter): parameter.numel()
+            for module in hashed.modules()
+            for name, parameter in module.named_parameters(recurse=False)
+            if isinstance(module, _Hashed | _HashedProjections) and name.endswith("real")
+        }
         context.progress(0.0, f"{sum(real.values())} real weights for {virtual} virtual ones")
         recipe = self._recipe(context.recipe)
         if recipe is not None and recipe.epochs and context.trainer:
@@ -253,22 +306,35 @@ class HashedNets:
         replaced: dict[int, nn.Module] = {}
         # A layer may stand at several places, and a weight in several layers.
         for name, module in list(network.named_modules(remove_duplicate=False)):
-            weight = module._parameters.get("weight")
-            if id(weight) not in made or not isinstance(module, nn.Linear | nn.Conv2d):
-                continue
-            parameter, salt = made[id(weight)]
-            if id(module) not in replaced:
-                bias = module._parameters["bias"]
-                new = (
-                    HashedLinear(module.weight.shape, parameter, bias, salt)
-                    if isinstance(module, nn.Linear)
-                    else HashedConv2d(module, parameter, bias, salt)
-                )
+            if id(module) not in replaced and (new := _replacement(module, made)) is not None:
                 replaced[id(module)] = new.train(module.training)
-            if not name:
-                return replaced[id(module)]
-            network.set_submodule(name, replaced[id(module)])
+            if id(module) not in replaced:
+                continue
+            if name:
+                network.set_submodule(name, replaced[id(module)])
+            else:
+                network = replaced[id(module)]
         return network
+
+
+def _replacement(module: nn.Module, made: Mapping[int, tuple[nn.Parameter, int]]) -> nn.Module | None:
+    """The hashed form of a module, with the real weights and the salt by its weight's id; None where it has none."""
+    own = module._parameters
+    if type(module) in _ATTENTION:
+        hashed = {kind: made[id(own[kind])] for kind in masks.PROJECTIONS if id(own.get(kind)) in made}
+        return _ATTENTION[type(module)].replacing(module, hashed) if hashed else None
+    if id(own.get("weight")) not in made or not isinstance(module, nn.Linear | nn.Conv2d):
+        return None
+    parameter, salt = made[id(own["weight"])]
+    if isinstance(module, nn.Linear):
+        return HashedLinear(module.weight.shape, parameter, own["bias"], salt)
+    return HashedConv2d(module, parameter, own["bias"], salt)
+
+
+_ATTENTION: dict[type[nn.Module], type[_HashedProjections]] = {
+    nn.MultiheadAttention: HashedMultiheadAttention,
+    HeadAttention: HashedHeadAttention,
+}
 
 
 def _shapes(model: nn.Module) -> dict[str, torch.Size]:

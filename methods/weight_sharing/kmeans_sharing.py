@@ -62,7 +62,7 @@ class KMeansSharing:
     bits : int
         A codebook has ``2**bits`` entries.
     conv_bits, linear_bits : int, optional
-        Instead of ``bits``, for convolutions and for linear layers.
+        Instead of ``bits``, for convolutions and for linear layers (attention's projections among them).
     clusters : int, optional
         Entries of every codebook, in place of all bits.
     init : {"linear", "density", "random", "exact"}
@@ -91,7 +91,7 @@ class KMeansSharing:
 
     def entries(self, layer: nn.Module) -> int:
         """Codebook entries of a layer (of a channel, with ``scope="channel"``)."""
-        own = self.linear_bits if isinstance(layer, nn.Linear) else self.conv_bits
+        own = self.conv_bits if isinstance(layer, nn.modules.conv._ConvNd) else self.linear_bits
         return self.clusters or 2 ** (self.bits if own is None else own)
 
     def unsupported(self, model: nn.Module, context: Context) -> str | None:

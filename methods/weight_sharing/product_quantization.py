@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import ConfigDict, Field
@@ -15,6 +15,8 @@ from torch.nn import functional as F
 
 from harness.errors import Unsupported
 from methods.pruning import masks
+from methods.pruning.activations import projection_inputs
+from methods.pruning.structure.attention import exchangeable, written_out
 from methods.weight_sharing import tied
 from methods.weight_sharing.tied import Layer, Shared
 
@@ -28,8 +30,8 @@ class ProductQuantization:
 
     A block is d weights that follow one another in an output channel's row: a filter's k*k weights of one input
     channel (two with ``large_block``) in a convolution, ``block`` weights (twice as many with ``large_block``) of a
-    1x1 convolution or a linear layer. Where d does not divide the row, the largest divisor below it is taken (for
-    k x k filters the largest number of whole input channels).
+    1x1 convolution, a linear layer or attention's projections. Where d does not divide the row, the largest divisor
+    below it is taken (for k x k filters the largest number of whole input channels).
 
     The codebook minimises the squared error of the layer's output on training inputs x, block by block:
     ``sum over blocks b of (b - c)' G (b - c)`` with G the second moments ``E[x x']`` of the inputs that blocks see.
@@ -125,7 +127,7 @@ class ProductQuantization:
         if reason := masks.no_weights({layer.name: layer.weight for layer in layers}):
             return reason
         for layer in layers:
-            if not isinstance(layer.module, nn.Linear | nn.Conv2d):
+            if not isinstance(layer.module, nn.Linear | nn.Conv2d | masks.Attention):
                 kind = type(layer.module).__name__
                 return f"layer {layer.name!r} is a {kind}; only linear layers and 2-D convolutions are quantized"
             if not layer.weight.isfinite().all():
@@ -139,10 +141,10 @@ class ProductQuantization:
             if context.data is None:
                 return "activation_aware=True needs a task with training data; use activation_aware=False"
             for name, module in model.named_modules():
-                if isinstance(module, nn.MultiheadAttention):
+                if isinstance(module, nn.MultiheadAttention) and not exchangeable(module):
                     return (
-                        f"the inputs of {name}.out_proj cannot be seen, because {name!r} (nn.MultiheadAttention) reads "
-                        "its weight without calling it; use activation_aware=False"
+                        f"the inputs of {name}.out_proj cannot be seen, because {name!r} ({type(module).__name__}) "
+                        "reads its weight without calling it; use activation_aware=False"
                     )
         for setting in ("layer_epochs", "finetune_epochs"):
             if getattr(self, setting) and (reason := masks.untrainable(context, f"{setting}={getattr(self, setting)}")):
@@ -155,7 +157,8 @@ class ProductQuantization:
         Raises
         ------
         Unsupported
-            See :meth:`unsupported`; also for a layer that the network does not call.
+            See :meth:`unsupported`; also for a layer that the network does not call, and, where activations are
+            taken, for a packed projection whose queries, keys and values come from different inputs.
         """
         if reason := self.unsupported(model, context):
             raise Unsupported(reason)
@@ -192,7 +195,7 @@ class ProductQuantization:
     def entries(self, layer: Layer) -> int:
         """Entries of this layer's codebook, before different blocks are counted; 1 for a layer that is too small."""
         wanted = self.centroids
-        if isinstance(layer.module, nn.Linear) and self.linear_centroids is not None:
+        if layer.weight.ndim == 2 and self.linear_centroids is not None:
             wanted = self.linear_centroids
         quarter = layer.weight.numel() // self.width(layer) // 4
         return min(wanted, 1 << (quarter.bit_length() - 1)) if quarter else 1
@@ -210,25 +213,45 @@ class ProductQuantization:
         assert context.data is not None  # noqa: S101  (for the type checker: unsupported() has looked)
         module, sums, rows = layer.module, torch.zeros(1, width, width, dtype=torch.float64), 0
 
-        def watch(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        def add(x: Tensor) -> None:
             nonlocal sums, rows
-            blocks = _blocks(module, inputs[0].detach(), width).double()
+            blocks = _blocks(module, x.detach(), width).double()
             if self.moments == "pooled":
                 blocks = blocks.reshape(-1, 1, width)
             sums = sums + blocks.permute(1, 2, 0) @ blocks.transpose(0, 1)
             rows += len(blocks)
 
-        handle = module.register_forward_pre_hook(watch)
-        try:
-            left = self.calibration
-            with torch.no_grad():
-                for x, _ in context.data.train(32, seed=context.seed, shuffle=True, augment=False):
-                    network(x[:left])
-                    left -= len(x[:left])
-                    if left <= 0:
-                        break
-        finally:
-            handle.remove()
+        def attending(called: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            seen = projection_inputs(inputs, keywords)
+            for kind in masks.PROJECTIONS:
+                if getattr(called, kind, None) is layer.weight:
+                    if kind not in seen:
+                        raise Unsupported(
+                            f"layer {layer.name!r} reads its queries, keys and values from different inputs, so that "
+                            "it has no inputs of its own; use activation_aware=False"
+                        )
+                    add(seen[kind])
+
+        with written_out(network) as running:
+            if isinstance(module, masks.Attention):
+                readers = [part for part in running.modules() if isinstance(part, masks.Attention)]
+                handles = [part.register_forward_pre_hook(attending, with_kwargs=True) for part in readers]
+            else:
+                # What attention calls instead of its output projection has the same weight.
+                present = {id(part) for part in running.modules()}
+                places = [module] if id(module) in present else _with_weight(running, layer.weight)
+                handles = [part.register_forward_pre_hook(lambda _, inputs: add(inputs[0])) for part in places]
+            try:
+                left = self.calibration
+                with torch.no_grad():
+                    for x, _ in context.data.train(32, seed=context.seed, shuffle=True, augment=False):
+                        running(x[:left])
+                        left -= len(x[:left])
+                        if left <= 0:
+                            break
+            finally:
+                for handle in handles:
+                    handle.remove()
         if not rows:
             raise Unsupported(
                 f"layer {layer.name!r} is never called, so that its inputs are not known; use activation_aware=False"
@@ -267,6 +290,10 @@ def _imitate(teacher: nn.Module) -> Callable[[nn.Module, Tensor, Tensor], Tensor
         return F.kl_div(F.log_softmax(model(x), 1), expected, reduction="batchmean", log_target=True)
 
     return loss
+
+
+def _with_weight(model: nn.Module, weight: nn.Parameter) -> list[nn.Module]:
+    return [module for module in model.modules() if getattr(module, "weight", None) is weight]
 
 
 def _blocks(module: nn.Module, x: Tensor, width: int) -> Tensor:

@@ -30,11 +30,11 @@ class Layer:
     Parameters
     ----------
     name : str
-        Of the layer, for messages ("model" where the model is a single layer).
+        Of the layer, for messages, as :func:`methods.pruning.masks.prunable_weights` has it.
     key : str
         The weight's name in the model, such as "fc1.weight".
     module : nn.Module
-        The layer.
+        The layer; attention for an input projection.
     weight : nn.Parameter
         Its weight.
     """
@@ -46,7 +46,7 @@ class Layer:
 
 
 def layers(model: nn.Module) -> list[Layer]:
-    """The convolutions and linear layers of :func:`methods.pruning.masks.prunable_weights`, each weight once."""
+    """The weights of :func:`methods.pruning.masks.prunable_weights` with their layers, each weight once."""
     keys = {id(parameter): key for key, parameter in model.named_parameters()}
     owners = {id(weight): module for module in model.modules() for weight in module.parameters(recurse=False)}
     return [

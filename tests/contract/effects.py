@@ -252,5 +252,6 @@ VARIANTS: list[tuple[str, Mapping[str, Any]]] = [
     ("network-slimming", {"ratio": 0.3, "from_scratch": True, "sparse_epochs": 2}),
     ("structured", {"target": "macs", "criterion": "taylor", "finetune_epochs": 1}),
     ("structured", {"scope": "local", "criterion": "geometric-median"}),
+    ("structured", {"merge": True, "merge_threshold": 0.1, "ratio": 0.4, "scope": "local", "round_to": 1}),
     ("structured", {"target": "params", "criterion": "l2", "round_to": 1, "recalibrate": False}),
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,11 @@ def environment(home: Path, **changes: str) -> dict[str, str]:
     return {**os.environ, "ASSAY_HOME": str(home), "PYTHONPATH": str(ROOT), **changes}
 
 
+def _interruptible() -> None:
+    """Undo what a shell does to background jobs: they ignore Ctrl-C, and so does all that they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(home: Path, *arguments: str, **changes: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "harness", *arguments],
@@ -37,6 +43,7 @@ def start(home: Path, *arguments: str, **changes: str) -> subprocess.Popen[str]:
         text=True,
         env=environment(home, **changes),
         cwd=home.parent,
+        preexec_fn=_interruptible,
     )
 
 

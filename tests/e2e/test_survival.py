@@ -21,11 +21,18 @@ CELLS = 20
 def test_kill_9_at_random_moments_loses_nothing(home: Path) -> None:
     path = spec(home.parent, batches=list(range(1, CELLS + 1)))
     moments = random.Random(20)
+    # Seconds to a first record, on this machine as it is now: kills are to fall before it and after it.
+    other = home.parent / "other"
+    other.mkdir()
+    (other / "cache").symlink_to(home / "cache")
+    begin = time.monotonic()
+    assay(other, "run", spec(other, batches=1))
+    first = time.monotonic() - begin
     committed: set[str] = set()
     seen: list[int] = []
     for _ in range(KILLS):
         with start(home, "run", path) as sweep:
-            time.sleep(moments.uniform(0.5, 13.0))
+            time.sleep(moments.uniform(0.1, 1.8) * first)
             sweep.send_signal(signal.SIGKILL)
             sweep.communicate()
         if not (home / "assay.duckdb").exists():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from harness.contracts import Context, Scheme
 from harness.errors import Unsupported
 from harness.testing.networks import SHAPE, Reference, reference
 from harness.training import SGDTrainer
+from methods.pruning.structure.attention import HeadAttention
 from methods.weight_sharing import hashed_nets
 from methods.weight_sharing.hashed_nets import HashedConv2d, HashedLinear, HashedNets, buckets, hashes
 
@@ -211,17 +212,51 @@ def test_tied_and_repeated_layers_keep_sharing(tmp_path: Path) -> None:
     assert torch.equal(first.weight, third.weight)
 
 
-def test_attention_reads_a_hashed_projection(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("attention", "projections", "shapes"),
+    [
+        (lambda: nn.MultiheadAttention(16, 2, batch_first=True), ["in_proj_weight"], (16, 16)),
+        (lambda: HeadAttention(16, 2, 4), ["in_proj_weight"], (16, 16)),
+        (
+            lambda: nn.MultiheadAttention(16, 2, batch_first=True, kdim=6, vdim=10),
+            ["q_proj_weight", "k_proj_weight", "v_proj_weight"],
+            (6, 10),
+        ),
+    ],
+    ids=["packed", "heads", "separate"],
+)
+def test_attention_reads_hashed_projections(
+    attention: Callable[[], nn.Module], projections: list[str], shapes: tuple[int, int], tmp_path: Path
+) -> None:
     given = reference("perceptron")
     torch.manual_seed(0)
-    attention = nn.MultiheadAttention(16, 2, batch_first=True).eval()
-    hashed = HashedNets(compression=1.5, from_scratch=False).compress(attention, context(given, tmp_path))
-    plain = copy.deepcopy(attention)
+    module = attention().eval()
+    messages: list[str] = []
+    made = context(given, tmp_path, progress=lambda _, message: messages.append(message))
+    hashed = HashedNets(compression=1.5, from_scratch=False).compress(module, made)
+    plain = copy.deepcopy(module)
     projection = hashed.get_submodule("out_proj")
     assert isinstance(projection, HashedLinear)
-    plain.out_proj.weight.data = projection.weight.detach()
+    plain.get_parameter("out_proj.weight").data = projection.weight.detach()
+    for name in projections:
+        weight, before = getattr(hashed, name), module.get_parameter(name)
+        real = hashed.get_parameter(f"{name}_real")
+        assert weight.shape == before.shape
+        assert real.numel() == round(before.numel() / 1.5)
+        assert set(weight.abs().flatten().tolist()) <= set(real.abs().tolist())
+        plain.get_parameter(name).data = weight.detach()
+        assert name not in dict(hashed.named_parameters())
+        assert torch.equal(module.get_parameter(name), before), "the model given keeps its own"
+    sizes = sum(p.numel() for name, p in hashed.named_parameters() if name.endswith("real"))
+    assert messages[0].startswith(f"{sizes} real weights")
     x = torch.randn(2, 5, 16)
-    torch.testing.assert_close(hashed(x, x, x)[0], plain(x, x, x)[0])
+    key, value = (x, x) if shapes == (16, 16) else (torch.randn(2, 7, shapes[0]), torch.randn(2, 7, shapes[1]))
+    expected = plain(x, key, value)[0]
+    torch.testing.assert_close(hashed(x, key, value)[0], expected)
+    again = modelfile.load(modelfile.save(hashed, tmp_path / "model"))
+    assert torch.equal(again(x, key, value)[0], hashed(x, key, value)[0])
+    hashed.train()(x, key, value)[0].sum().backward()
+    assert all(hashed.get_parameter(f"{name}_real").grad.abs().sum() > 0 for name in projections)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from harness.tasks.digits import Digits
 from harness.training import Recipe, SGDTrainer
 from methods.pruning import masks
 from methods.pruning.masks import MaskedTraining, Masks
+from methods.pruning.structure.attention import HeadAttention
 
 SHAPES = st.lists(
     st.one_of(st.tuples(st.integers(1, 40), st.integers(1, 40)), st.tuples(*[st.integers(1, 8)] * 4)),
@@ -125,8 +126,28 @@ def test_tied_packed_and_normalisation_weights() -> None:
             self.b = nn.Linear(4, 4)
             self.b.weight = self.a.weight
 
-    assert list(masks.prunable_weights(Net())) == ["attention.out_proj", "a"]
+    net = Net()
+    found = masks.prunable_weights(net)
+    assert list(found) == ["attention.in_proj_weight", "attention.out_proj", "a"]
+    holders = [masks.holder(net, name) for name in found]
+    assert holders == [net.attention, net.attention.out_proj, net.a]
     assert list(masks.prunable_weights(nn.Linear(2, 2))) == ["model"]
+
+
+def test_attention_alone_and_with_separate_projections() -> None:
+    packed = nn.MultiheadAttention(8, 2)
+    assert list(masks.prunable_weights(packed)) == ["in_proj_weight", "out_proj"]
+    assert masks.holder(packed, "in_proj_weight") is packed
+    separate = nn.ModuleDict({"cross": nn.MultiheadAttention(8, 2, kdim=6, vdim=4)})
+    shapes = {name: tuple(weight.shape) for name, weight in masks.prunable_weights(separate).items()}
+    assert shapes == {
+        "cross.q_proj_weight": (8, 8),
+        "cross.k_proj_weight": (8, 6),
+        "cross.v_proj_weight": (8, 4),
+        "cross.out_proj": (8, 8),
+    }
+    made = nn.ModuleDict({"heads": HeadAttention(8, 2, 3)})
+    assert list(masks.prunable_weights(made)) == ["heads.in_proj_weight", "heads.out_proj"]
 
 
 def network() -> nn.Sequential:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import importlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from harness import registry
 from harness.contracts import Context, Scheme
 from harness.errors import SpecError, Unsupported
 from harness.tasks import models
+from methods.pruning import merging
 from methods.pruning.coupling import Link, find_links
 from methods.pruning.neuron_merging import NeuronMerging
 from papers import sources
@@ -355,14 +355,13 @@ def test_proportional_filters_merge_without_loss_through_batch_normalisation() -
 
 def test_the_offset_after_batch_normalisation() -> None:
     """y_i = S y_j + B holds for any normalisation where the pre-activations are proportional."""
-    module = importlib.import_module("methods.pruning.neuron_merging")
     torch.manual_seed(0)
     norm = randomised(nn.Sequential(nn.BatchNorm2d(5)))[0]  # type: ignore[index]
     bias = torch.randn(5, dtype=torch.float64)
     kept = torch.tensor([1, 3])
     lengths = torch.rand(5, dtype=torch.float64) + 0.5
     ratio = lengths[:, None] / lengths[kept][None, :]
-    scale, offset = module._normalised(norm, bias, kept, ratio)
+    scale, offset = merging.normalised(norm, bias, kept, ratio)
     base = torch.randn(7, dtype=torch.float64)
     with torch.no_grad():
         y = norm((base[:, None] * lengths + bias)[:, :, None, None])[:, :, 0, 0]

@@ -307,7 +307,7 @@ class Attending(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.inner = nn.Linear(16, 16)
-        self.attention = nn.MultiheadAttention(16, 2)
+        self.attention = nn.MultiheadAttention(16, 2, kdim=8, vdim=8)
 
 
 class Idle(nn.Module):

@@ -155,12 +155,14 @@ def test_the_pattern_lies_along_the_input_channels() -> None:
 
 
 class Odd(nn.Module):
-    """A transposed convolution, attention that reads its projection's weight, a tied layer, and one never called."""
+    """A transposed convolution, attention within and across, a tied layer, and one never called."""
 
     def __init__(self) -> None:
         super().__init__()
         self.up = nn.ConvTranspose1d(1, 8, 3, padding=1)
         self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.cross = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.keyed = nn.MultiheadAttention(8, 2, batch_first=True, add_bias_kv=True)
         self.first = nn.Linear(8, 8)
         self.tied = nn.Linear(8, 8)
         self.tied.weight = self.first.weight
@@ -168,7 +170,9 @@ class Odd(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.up(x[:, None]).transpose(1, 2)
-        out: Tensor = self.tied(self.first(self.attention(y, y, y, need_weights=False)[0]))
+        z = self.attention(y, y, y, need_weights=False)[0]
+        z = self.keyed(*[self.cross(z, y, y, need_weights=False)[0]] * 3, need_weights=False)[0]
+        out: Tensor = self.tied(self.first(z))
         return out.mean(1)
 
 
@@ -176,11 +180,22 @@ def test_layers_whose_inputs_are_not_seen_stay_dense_and_are_named() -> None:
     torch.manual_seed(0)
     model, messages = Odd(), []
     given = context(data(6), progress=lambda fraction, message: messages.append(message))
-    assert set(untouched(model, (6,))) == {"up", "attention.out_proj", "idle"}
+    assert untouched(model, (6,)) == {
+        "up": "inputs of a ConvTranspose1d are not collected",
+        "cross.in_proj_weight": "its queries, keys and values come from different inputs",
+        "keyed.out_proj": "attention with separate projections or added keys does not call it",
+        "idle": "the model does not call it",
+    }
     pruned = Wanda().compress(model, given)
     assert int((pruned.first.weight == 0).sum()) == 32
     assert pruned.first.weight is pruned.tied.weight
-    for name in ("up", "idle"):
+    for weight in (pruned.attention.in_proj_weight, pruned.keyed.in_proj_weight):
+        assert ((weight == 0).sum(1) == 4).all()
+    for weight in (pruned.attention.out_proj.weight, pruned.cross.out_proj.weight):
+        assert ((weight == 0).sum(1) == 4).all()
+    assert torch.equal(pruned.cross.in_proj_weight, model.cross.in_proj_weight)
+    assert "cross.in_proj_weight (its queries" in messages[0].partition("left dense")[2]
+    for name in ("up", "idle", "keyed.out_proj"):
         assert torch.equal(pruned.get_submodule(name).weight, model.get_submodule(name).weight)
         assert name in messages[0].partition("left dense")[2]
 

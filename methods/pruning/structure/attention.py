@@ -7,6 +7,8 @@ here compute the same function of the same parameters (equal names and shapes), 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -71,7 +73,8 @@ class HeadAttention(nn.Module):
         made.in_proj_weight = original.in_proj_weight
         made.in_proj_bias = original.in_proj_bias
         projection = original.out_proj
-        made.out_proj = nn.Linear(1, 1, bias=False)
+        # On the meta device, whose initialisation draws no random numbers.
+        made.out_proj = nn.Linear(1, 1, bias=False, device="meta")
         made.out_proj.weight = projection.weight
         made.out_proj.bias = projection.bias
         made.out_proj.in_features = made.out_proj.out_features = original.embed_dim
@@ -239,6 +242,38 @@ def explicit(model: nn.Module) -> dict[str, nn.Module]:
             originals[name] = module
             model.set_submodule(name, made)
     return originals
+
+
+@contextmanager
+def written_out(model: nn.Module) -> Iterator[nn.Module]:
+    """:func:`explicit` for a while, at every place of a module that stands at several, and no fused inference path.
+
+    torch's transformer layers and ``nn.MultiheadAttention`` have such a path, which reads weights of layers without
+    calling them. Yields what is to be run: ``model``, or its form above where it is such a module itself. Afterwards
+    the modules that were there before are back.
+    """
+    made = {id(module): _exchanged(module) for module in model.modules()}
+    places = [(name, module) for name, module in model.named_modules(remove_duplicate=False) if made[id(module)]]
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        for name, module in places:
+            if name:
+                model.set_submodule(name, made[id(module)])  # type: ignore[arg-type]  # places has no None
+        yield made[id(model)] or model
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for name, module in places:
+            if name:
+                model.set_submodule(name, module)
+
+
+def exchangeable(module: nn.Module) -> bool:
+    """Whether :func:`explicit` has another form for an attention module.
+
+    It has none for ``nn.MultiheadAttention`` with separate projections or added keys, nor for classes derived from it.
+    """
+    return _exchanged(module) is not None
 
 
 def _exchanged(module: nn.Module) -> nn.Module | None:

@@ -115,7 +115,7 @@ def _magnitudes(
             values = _distances([rows[list(indices)].flatten() for _, indices in members])
         else:
             each = rows.abs().mean(1) if criterion == "l1" else rows.square().mean(1)
-            values = np.array([each[list(indices)].mean().item() for _, indices in members])
+            values = _means(each, [indices for _, indices in members])
             values = values if criterion == "l1" else np.sqrt(values)
         mean = values.mean()
         positions = [position for position, _ in members]
@@ -123,6 +123,14 @@ def _magnitudes(
         count[positions] += 1
     result: npt.NDArray[np.float64] = total / np.maximum(count, 1)
     return result
+
+
+def _means(each: Tensor, places: list[tuple[int, ...]]) -> npt.NDArray[np.float64]:
+    """The mean of ``each`` over every tuple of indices."""
+    if all(len(indices) == 1 for indices in places):  # nearly always, and thousands of them
+        found: npt.NDArray[np.float64] = each[[index for (index,) in places]].numpy()
+        return found
+    return np.array([each[list(indices)].mean().item() for indices in places])
 
 
 def _distances(vectors: list[Tensor]) -> npt.NDArray[np.float64]:
