@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -104,10 +105,16 @@ def columns(names: str | None) -> list[str]:
     return chosen
 
 
+def _natural(text: str) -> list[str | float]:
+    """A sort key in which numbers count by value: texts and numbers in turn."""
+    parts = re.split(r"(\d+(?:\.\d+)?(?:e-?\d+)?)", text)
+    return [float(part) if place % 2 else part for place, part in enumerate(parts)]
+
+
 def ordered(rows: Sequence[Row], sort: str | None) -> list[Row]:
     """Rows by task, then by ``sort`` (a column; ``-column`` for descending), missing values last.
 
-    By default: hardware, batch size, threads, baseline first, method, age.
+    By default: hardware, batch size, threads, baseline first, method, its parameters (numbers by value), age.
 
     Raises
     ------
@@ -119,7 +126,7 @@ def ordered(rows: Sequence[Row], sort: str | None) -> list[Row]:
             rows,
             key=lambda r: (
                 *(r["task"], r["task_config"], r["hardware"], r["hardware_config"], r["batch_size"], r["threads"]),
-                *(r["method"] != "baseline", r["method"], r["chain"], r["seed"], r["created_at"]),
+                *(r["method"] != "baseline", r["method"], _natural(r["chain"]), r["seed"], r["created_at"]),
             ),
         )
     name, descending = sort.removeprefix("-"), sort.startswith("-")

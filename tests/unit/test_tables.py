@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,15 @@ def test_sorting_puts_missing_values_last(rows: list[dict[str, Any]]) -> None:
         there = [value for value in values if value is not None]
         assert there == sorted(there, reverse=reverse)
         assert values[len(there) :] == [None] * (len(values) - len(there))
+
+
+def test_strengths_of_a_method_come_in_their_order(rows: list[dict[str, Any]]) -> None:
+    def row(sparsity: float) -> dict[str, Any]:
+        return {**rows[0], "method": "magnitude", "chain": json.dumps([{"name": "magnitude", "sparsity": sparsity}])}
+
+    given = [0.98, 0.9, 1e-05, 0.5, 0.95]
+    chains = [entry["chain"] for entry in tables.ordered([row(value) for value in given], None)]
+    assert [json.loads(chain)[0]["sparsity"] for chain in chains] == sorted(given)
 
 
 def test_unknown_columns_get_the_nearest(rows: list[dict[str, Any]]) -> None:
