@@ -49,12 +49,7 @@ RECIPE = Recipe(epochs=1, batch_size=64, lr=0.05, weight_decay=5e-4, augment=Fal
 NAMES = ["embed", "attention.in_proj_weight", "attention.out_proj", "head"]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Net(nn.Module):

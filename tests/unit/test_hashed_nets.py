@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,14 +25,7 @@ from methods.pruning.structure.attention import HeadAttention
 from methods.weight_sharing import hashed_nets
 from methods.weight_sharing.hashed_nets import HashedConv2d, HashedLinear, HashedNets, buckets, hashes
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """On shared cores, several threads wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def context(given: Reference, folder: Path, **changes: Any) -> Context:

@@ -23,13 +23,7 @@ from methods.pruning.masks import prunable_weights
 from methods.pruning.sparsegpt import SparseGPT, hessian, surgeon
 from methods.pruning.wanda import Wanda
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def correlated(features: int, count: int, seed: int = 0) -> Tensor:

@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import itertools
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +30,7 @@ EVENLY: dict[str, Any] = {"scope": "local", "round_to": 1, "merge": True}
 DEFAULTS: dict[str, Any] = {"threshold": 0.45, "cosine_weight": 0.85}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """On shared cores, several threads wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def context(*shape: int, **changes: Any) -> Context:

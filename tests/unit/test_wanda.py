@@ -21,13 +21,7 @@ from methods.pruning.activations import columns, matrix, unmatrix, untouched, vi
 from methods.pruning.masks import prunable_weights
 from methods.pruning.wanda import Wanda, scores
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def data(*shape: int, size: int = 24) -> Any:
