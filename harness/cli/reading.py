@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from harness.cli.options import database, db_option, json_option, print_json
 from harness.errors import InputError
 
-_F = TypeVar("_F", bound=Callable[..., Any])
 _WHERE_HELP = (
     "Rows to take: key=value, key!=value, a|b, key>=number, wildcards, joined by commas. "
     "Keys are the columns of the view runs, hardware.OPTION and config.STEP.PARAMETER."
 )
 
 
-def _over_seeds_option(command: _F) -> _F:
-    return click.option(
-        "--over-seeds", is_flag=True, help="One row a cell: means over the seeds, with 95 % t-intervals."
-    )(command)
+_over_seeds_option = click.option(
+    "--over-seeds", is_flag=True, help="One row a cell: means over the seeds, with 95 % t-intervals."
+)
 
 
 # --------------------------------------------------------------------------------------------------------------------
