@@ -33,8 +33,8 @@ import torch
 import zstandard
 
 from harness import environment
-from methods.storage import fields, sparse
-from methods.storage.container import Container
+from harness.storage import fields, sparse
+from harness.storage.container import Container
 
 WEIGHTS = (2500, 4000)
 REPEATS = 3

@@ -25,7 +25,7 @@ _TABLES: dict[str, str] = {
     "method": "methods",
     "hardware": "hardware",
     "store": "results",
-    "storage": "methods.storage",
+    "storage": "harness.storage",
 }
 
 

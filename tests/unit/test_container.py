@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from harness.errors import DataError, InputError
-from methods.storage.container import Container, load, save
-from methods.storage.streams import Entropy
+from harness.storage.container import Container, load, save
+from harness.storage.streams import Entropy
 
 ENTROPIES: tuple[Entropy, ...] = ("auto", "huffman", "rans", "none")
 DTYPES = [

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from harness.errors import DataError
-from methods.storage.container import CHECKSUM_BYTES, MAGIC, Container
-from methods.storage.fields import Writer
+from harness.storage.container import CHECKSUM_BYTES, MAGIC, Container
+from harness.storage.fields import Writer
 
 MOST = 1 << 20
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from harness.errors import InputError
 from harness.measure import size
-from methods.storage import container
+from harness.storage import container
 
 
 def network() -> nn.Module:

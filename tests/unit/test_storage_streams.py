@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.errors import DataError
-from methods.storage import distinct, fields, huffman, rans, sparse, streams
-from methods.storage.fields import Reader, Writer
-from methods.storage.streams import Entropy, Trace
+from harness.storage import distinct, fields, huffman, rans, sparse, streams
+from harness.storage.fields import Reader, Writer
+from harness.storage.streams import Entropy, Trace
 
 ENTROPIES: tuple[Entropy, ...] = ("auto", "huffman", "rans", "none")
 

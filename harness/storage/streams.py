@@ -18,8 +18,8 @@ from typing import Literal
 
 import numpy as np
 
-from methods.storage import fields, huffman, rans
-from methods.storage.fields import Array, Reader, Writer, damaged
+from harness.storage import fields, huffman, rans
+from harness.storage.fields import Array, Reader, Writer, damaged
 
 Entropy = Literal["auto", "huffman", "rans", "none"]
 

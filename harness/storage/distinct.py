@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from methods.storage.fields import Array
+from harness.storage.fields import Array
 
 _CHUNK = 1 << 18
 _HASH_BITS = 18

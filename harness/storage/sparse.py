@@ -3,7 +3,7 @@
 * ``bitmap``: a bit for each element, in bytes.
 * ``relative-index``: the number of zeros before each entry, in n bits; where it does not fit, a filler entry (a stored
   zero) is put in. Source: Han et al. 2016 (arXiv:1510.00149), §2 and figure 2; bibtex in
-  :mod:`methods.storage.huffman`. The paper uses 5 bits for fully connected and 8 for convolutional layers; here the
+  :mod:`harness.storage.huffman`. The paper uses 5 bits for fully connected and 8 for convolutional layers; here the
   best n is found.
 * ``gaps``: the same with a symbol of its own for "no entry yet", so that no filler is stored among the values.
 * ``density-gaps``: rows and columns of the weight matrix are put into classes of similar density. The elements of each
@@ -19,9 +19,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from methods.storage import fields, rans, streams
-from methods.storage.fields import Array, Reader, Writer, damaged
-from methods.storage.streams import Entropy, Plan, Trace
+from harness.storage import fields, rans, streams
+from harness.storage.fields import Array, Reader, Writer, damaged
+from harness.storage.streams import Entropy, Plan, Trace
 
 BITMAP, RELATIVE, GAPS, DENSITY = range(4)
 NAMES = ("bitmap", "relative-index", "gaps", "density-gaps")
@@ -96,7 +96,7 @@ def options(mask: Array, shape: tuple[int, ...], entropy: Entropy) -> Iterator[O
     shape : tuple of int
         The tensor's, whose first dimension makes the matrix' rows.
     entropy : str
-        See :func:`methods.storage.streams.plan`.
+        See :func:`harness.storage.streams.plan`.
     """
     positions = np.flatnonzero(mask)
     gaps = _gaps(positions)

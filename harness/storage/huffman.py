@@ -24,8 +24,8 @@ import heapq
 
 import numpy as np
 
-from methods.storage import rans
-from methods.storage.fields import Array, Reader, Writer, damaged
+from harness.storage import rans
+from harness.storage.fields import Array, Reader, Writer, damaged
 
 MAX_LENGTH = 15
 LANE_COST = 3

@@ -8,7 +8,7 @@ themselves: nothing is told by the method that made them.
     byte         representation: 0 dense, 1 codebook, 2 sparse, 3 scaled integers, 4 blocks, 5 number
     dense        byte: 1 where patterns are rotated left by one bit; a stream for each byte of a pattern, highest first
     codebook     varint k; an array of the k distinct patterns, ascending; a stream of indices
-    sparse       varint: the commonest pattern; positions (methods.storage.sparse); an array of the values there
+    sparse       varint: the commonest pattern; positions (harness.storage.sparse); an array of the values there
     scaled       varints: group size, zigzag of the least integer, number of symbols, 1 where symbol 0 is -0.0; an array
                  of the float32 scales (one for each group of consecutive elements); a stream of the integers less the
                  least one (plus 1 where symbol 0 is -0.0)
@@ -24,9 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from methods.storage import distinct, fields, sparse, streams
-from methods.storage.fields import Array, Reader, Writer, damaged
-from methods.storage.streams import Entropy, Plan, Trace
+from harness.storage import distinct, fields, sparse, streams
+from harness.storage.fields import Array, Reader, Writer, damaged
+from harness.storage.streams import Entropy, Plan, Trace
 
 DENSE, CODEBOOK, SPARSE, SCALED, BLOCKS, NUMBER = range(6)
 NAMES = ("dense", "codebook", "sparse", "scaled-integers", "block-codebook", "number")
@@ -55,7 +55,7 @@ def plan(values: Array, shape: tuple[int, ...], floating: bool, entropy: Entropy
     floating : bool
         Whether the patterns are floating-point numbers: sign, exponent, fraction.
     entropy : str
-        See :func:`methods.storage.streams.plan`.
+        See :func:`harness.storage.streams.plan`.
     """
     best = min(_whole(values, shape, floating, entropy), key=lambda option: option.size)
     if len(values) < 2:

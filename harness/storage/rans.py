@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from methods.storage.fields import Array, damaged
+from harness.storage.fields import Array, damaged
 
 MAX_BITS = 15
 """Frequencies add up to at most ``2 ** MAX_BITS``."""

@@ -1,7 +1,7 @@
 """The container file: a model's tensors, each stored the shortest way, bit for bit.
 
 ``docs/container-format.md`` describes the format; this file holds its frame (magic, version, directory, checksum) and
-:mod:`methods.storage.arrays` the representations of a tensor.
+:mod:`harness.storage.arrays` the representations of a tensor.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from harness.errors import DataError, InputError
-from methods.storage import arrays
-from methods.storage.fields import Array, Reader, Writer, damaged
-from methods.storage.streams import Entropy, Trace
+from harness.storage import arrays
+from harness.storage.fields import Array, Reader, Writer, damaged
+from harness.storage.streams import Entropy, Trace
 
 MAGIC = b"ASSAYCW"
 VERSION = 1
