@@ -1,6 +1,6 @@
 """One export to ONNX for every runtime that reads it.
 
-The exporter is ``torch.onnx.export(dynamo=True)``. Quantized layers (:mod:`harness.fakequant`) arrive as single nodes
+The exporter is ``torch.onnx.export(dynamo=True)``. Quantized layers (:mod:`harness.quantized`) arrive as single nodes
 and are written as QuantizeLinear / DequantizeLinear, with the stored integers as initializers. The bytes depend on the
 model alone: two exports of one model, in two processes, are equal.
 """
@@ -23,7 +23,7 @@ import torch
 from onnxscript import opset20 as op
 from torch import Tensor, nn
 
-import harness.fakequant  # noqa: F401  (registers the assay operators)
+import harness.quantized  # noqa: F401  (registers the assay operators)
 from harness.errors import ExportError
 
 OPSET = 20

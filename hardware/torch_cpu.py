@@ -19,7 +19,7 @@ from hardware.kernels import Kernel, convolution_macs, product_macs, summary
 from harness import modelfile
 from harness.contracts import JSON, Scheme
 from harness.errors import InputError
-from harness.fakequant import ActivationQuantizer, QuantizedConv2d, QuantizedLinear
+from harness.quantized import ActivationQuantizer, QuantizedConv2d, QuantizedLinear
 
 if TYPE_CHECKING:
     from harness.contracts import FloatArray

@@ -9,8 +9,9 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from harness.errors import Unsupported
-from methods.pruning import masks
-from methods.pruning.masks import MaskedTraining, Masks
+from methods.layers import masks
+from methods.layers.masks import MaskedTraining, Masks
+from methods.layers.prunable import prunable_weights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -82,5 +83,5 @@ class Finetune:
         """Of the layers that have zeros."""
         if not self.keep_zeros:
             return {}
-        kept = {name: weight.detach() != 0 for name, weight in masks.prunable_weights(model).items()}
+        kept = {name: weight.detach() != 0 for name, weight in prunable_weights(model).items()}
         return {name: mask for name, mask in kept.items() if not mask.all()}

@@ -21,7 +21,7 @@ def parameters(model: nn.Module) -> tuple[int, int]:
     """
     import torch
 
-    from harness.fakequant import quantized_parameters
+    from harness.quantized import quantized_parameters
 
     tensors: dict[int, Tensor] = {id(p): p for p in model.parameters()}
     tensors |= {id(t): t for t in quantized_parameters(model)}

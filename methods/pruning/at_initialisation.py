@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from harness.errors import NotFinite, Unsupported
-from methods.pruning import masks
-from methods.pruning.masks import MaskedTraining, Masks, Scope
+from methods.layers import masks
+from methods.layers.masks import MaskedTraining, Masks, Scope
+from methods.layers.prunable import Attention, no_weights, prunable_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,14 +25,14 @@ def no_start(model: nn.Module, context: Context, method: str) -> str | None:
     Nothing to prune, no training from initialisation, or a model that an earlier step of the chain has changed in
     structure: the network made afresh would undo that step.
     """
-    if reason := masks.no_weights(masks.prunable_weights(model)):
+    if reason := no_weights(prunable_weights(model)):
         return reason
     if reason := masks.untrainable(context, f"{method}, which trains from initialisation,", fresh=True):
         return reason
     if context.data is None:
         return f"{method} needs a task with training data"
-    mine = {name: tuple(weight.shape) for name, weight in masks.prunable_weights(model).items()}
-    theirs = {name: tuple(weight.shape) for name, weight in masks.prunable_weights(start(context)).items()}
+    mine = {name: tuple(weight.shape) for name, weight in prunable_weights(model).items()}
+    theirs = {name: tuple(weight.shape) for name, weight in prunable_weights(start(context)).items()}
     for name in sorted(mine.keys() ^ theirs.keys()) or sorted(n for n in mine if mine[n] != theirs[n]):
         return (
             f"{method} starts from the task's untrained network, whose layer {name!r} has the weights "
@@ -59,7 +60,7 @@ def training_mode(network: nn.Module) -> nn.Module:
     network.train()
     for module in network.modules():
         # Attention has a dropout of its own.
-        if isinstance(module, nn.modules.dropout._DropoutNd | masks.Attention):
+        if isinstance(module, nn.modules.dropout._DropoutNd | Attention):
             module.eval()
     return network
 
@@ -94,7 +95,7 @@ def train(network: nn.Module, kept: Masks, context: Context, epochs: int | None)
     if context.recipe is None:
         raise Unsupported("pruning at initialisation needs a task with a training recipe")
     recipe = context.recipe if epochs is None else dataclasses.replace(context.recipe, epochs=epochs)
-    masks.apply(masks.prunable_weights(network), kept)
+    masks.apply(prunable_weights(network), kept)
     context.progress(0.0, masks.shares(kept))
     if recipe.epochs:
         MaskedTraining(masks=kept)(network, context, recipe)

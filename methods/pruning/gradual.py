@@ -10,8 +10,9 @@ from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from harness.errors import Unsupported
-from methods.pruning import masks
-from methods.pruning.masks import MaskedTraining, Masks, Scope
+from methods.layers import masks
+from methods.layers.masks import MaskedTraining, Masks, Scope
+from methods.layers.prunable import no_weights, prunable_weights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -53,7 +54,7 @@ class Gradual:
         Steps between two prunings, dt; at most the whole time from begin to end.
     scope : {"global", "layer", "erk"}
         Rank the weights of all layers together, of each layer by itself (as in the paper), or so with
-        Erdős-Rényi-Kernel budgets (:func:`methods.pruning.masks.removals`).
+        Erdős-Rényi-Kernel budgets (:func:`methods.layers.masks.removals`).
     epochs : int, optional
         Of the training; by default the recipe's.
     from_scratch : bool
@@ -85,13 +86,13 @@ class Gradual:
 
     def unsupported(self, model: nn.Module, context: Context) -> str | None:
         """A reason: no such layer, a layer whose budget is zero, or nothing to train on."""
-        if reason := masks.no_weights(masks.prunable_weights(model)):
+        if reason := no_weights(prunable_weights(model)):
             return reason
         if reason := masks.untrainable(context, "gradual pruning", fresh=self.from_scratch):
             return reason
         if self.scope == "global":
             return None  # which layer loses what is decided by the training
-        weights = masks.prunable_weights(self._start(model, context)[0])
+        weights = prunable_weights(self._start(model, context)[0])
         return masks.unaffordable(weights, self.sparsity, self.scope)
 
     def compress(self, model: nn.Module, context: Context) -> nn.Module:
@@ -105,7 +106,7 @@ class Gradual:
         if reason := self.unsupported(model, context):
             raise Unsupported(reason)
         network, recipe = self._start(model, context)
-        weights = masks.prunable_weights(network)
+        weights = prunable_weights(network)
         kept = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
         reached = -1.0
 

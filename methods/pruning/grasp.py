@@ -11,10 +11,11 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from harness.errors import Unsupported
-from methods.pruning import masks
-from methods.pruning.activations import balanced
+from methods.layers import masks
+from methods.layers.activations import balanced
+from methods.layers.masks import Masks, Scope
+from methods.layers.prunable import prunable_weights
 from methods.pruning.at_initialisation import emptied, finite, no_start, start, train, training_mode
-from methods.pruning.masks import Masks, Scope
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -61,7 +62,7 @@ class Grasp:
     epochs : int, optional
         Of the training after pruning, instead of the recipe's; 0 leaves the network untrained.
     scope : {"global", "layer", "erk"}
-        The paper's is "global"; see :func:`methods.pruning.masks.keep_highest`.
+        The paper's is "global"; see :func:`methods.layers.masks.keep_highest`.
     """
 
     uses_scheme: ClassVar[bool] = False
@@ -127,7 +128,7 @@ def gradient_flow(network: nn.Module, x: Tensor, y: Tensor, temperature: float) 
     NotFinite
         If a product is NaN or infinite.
     """
-    weights = masks.prunable_weights(network)
+    weights = prunable_weights(network)
     parameters = list(weights.values())
     # Attention's fused kernels have no second derivative.
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):

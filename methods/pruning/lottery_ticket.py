@@ -12,8 +12,9 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from harness.errors import Unsupported
-from methods.pruning import masks
-from methods.pruning.masks import MaskedTraining, Masks
+from methods.layers import masks
+from methods.layers.masks import MaskedTraining, Masks
+from methods.layers.prunable import no_weights, prunable_weights
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -82,14 +83,14 @@ class LotteryTicket:
 
     def unsupported(self, model: nn.Module, context: Context) -> str | None:
         """A reason: no such layer, nothing to train on, an epoch that does not come, or an emptied layer."""
-        if reason := masks.no_weights(masks.prunable_weights(model)):
+        if reason := no_weights(prunable_weights(model)):
             return reason
         if reason := masks.untrainable(context, "the search for a lottery ticket", fresh=True):
             return reason
         network, recipe = masks.from_scratch(context, self.epochs)
         if self.rewind_epoch >= recipe.epochs:
             return f"rewind_epoch {self.rewind_epoch} is not before the end of {recipe.epochs} epochs; lower it"
-        weights = masks.prunable_weights(network)
+        weights = prunable_weights(network)
         if self.sparsity is not None and (reason := self._unreachable(weights)):
             return reason
         if self.scope == "layer":
@@ -109,7 +110,7 @@ class LotteryTicket:
         if reason := self.unsupported(model, context):
             raise Unsupported(reason)
         network, recipe = masks.from_scratch(context, self.epochs)
-        weights = masks.prunable_weights(network)
+        weights = prunable_weights(network)
         kept = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
         start = _copy(network)
         schedule = self._kept(weights)

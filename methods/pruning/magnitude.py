@@ -9,8 +9,9 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from harness.errors import Unsupported
-from methods.pruning import masks
-from methods.pruning.masks import MaskedTraining, Masks, Scope
+from methods.layers import masks
+from methods.layers.masks import MaskedTraining, Masks, Scope
+from methods.layers.prunable import no_weights, prunable_weights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 class Magnitude:
     """Zero the weights of smallest absolute value, optionally fine-tune with the zeros kept.
 
-    The weights of :mod:`methods.pruning.masks` are pruned. Exactly ``round(sparsity * n)`` of ``n`` weights are zero;
+    The weights of :mod:`methods.layers.prunable` are pruned. Exactly ``round(sparsity * n)`` of ``n`` weights are zero;
     of equal magnitudes the one that comes first goes first.
 
     Source: Han et al., "Learning both Weights and Connections for Efficient Neural Networks", NeurIPS 2015, §3
@@ -44,7 +45,7 @@ class Magnitude:
         Share of zero weights, in [0, 1).
     scope : {"global", "layer", "erk"}
         Rank the weights of all layers together, of each layer by itself, or so with Erdős-Rényi-Kernel budgets
-        (:func:`methods.pruning.masks.removals`).
+        (:func:`methods.layers.masks.removals`).
     finetune_epochs : int
         Epochs of fine-tuning after pruning, with ``recipe.finetune``; the zeros stay zero.
     finetune_lr_scale : float
@@ -60,7 +61,7 @@ class Magnitude:
 
     def unsupported(self, model: nn.Module, context: Context) -> str | None:
         """A reason: no such layer, a layer that would lose every weight, or nothing to fine-tune on."""
-        if reason := masks.no_weights(masks.prunable_weights(model)):
+        if reason := no_weights(prunable_weights(model)):
             return reason
         remedy = 'lower it or use scope="layer"' if self.scope == "global" else "lower it"
         if reason := masks.emptied(self._masks(model), f"sparsity {self.sparsity:g} ({self.scope})", remedy):
@@ -79,7 +80,7 @@ class Magnitude:
             raise Unsupported(reason)
         pruned = copy.deepcopy(model)
         kept = self._masks(pruned)
-        masks.apply(masks.prunable_weights(pruned), kept)
+        masks.apply(prunable_weights(pruned), kept)
         context.progress(0.0, masks.shares(kept))
         if self.finetune_epochs and context.recipe:
             recipe = context.recipe.finetune(self.finetune_epochs, self.finetune_lr_scale)
@@ -87,6 +88,6 @@ class Magnitude:
         return pruned
 
     def _masks(self, model: nn.Module) -> Masks:
-        weights = masks.prunable_weights(model)
+        weights = prunable_weights(model)
         scores = {name: weight.detach().abs() for name, weight in weights.items()}
         return masks.keep_highest(scores, self.sparsity, self.scope)

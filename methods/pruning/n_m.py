@@ -12,8 +12,9 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from harness.errors import Unsupported
-from methods.pruning import masks
-from methods.pruning.masks import MaskedTraining, Masks
+from methods.layers import masks
+from methods.layers.masks import MaskedTraining, Masks
+from methods.layers.prunable import holder, no_weights, prunable_weights
 
 if TYPE_CHECKING:
     from harness.contracts import Context
@@ -84,7 +85,7 @@ class NM:
 
     def unsupported(self, model: nn.Module, context: Context) -> str | None:
         """A reason: no layer that a group fits into, or nothing to fine-tune on."""
-        if reason := masks.no_weights(masks.prunable_weights(model)):
+        if reason := no_weights(prunable_weights(model)):
             return reason
         if not fitting(model, self.m):
             return too_small(self.n, self.m, model)
@@ -101,7 +102,7 @@ class NM:
         if reason := self.unsupported(model, context):
             raise Unsupported(reason)
         pruned = copy.deepcopy(model)
-        weights = masks.prunable_weights(pruned)
+        weights = prunable_weights(pruned)
         kept: Masks = {
             name: keep_n_of_m(weights[name].detach().abs(), self.n, self.m, dim=dim)
             for name, dim in fitting(pruned, self.m).items()
@@ -180,8 +181,8 @@ def left_dense(reasons: Mapping[str, str]) -> str:
 def _inputs(model: nn.Module) -> dict[str, tuple[int, int]]:
     """By prunable layer: the weight's input dimension, and its size within one group of a grouped convolution."""
     found: dict[str, tuple[int, int]] = {}
-    for name, weight in masks.prunable_weights(model).items():
-        module = masks.holder(model, name)
+    for name, weight in prunable_weights(model).items():
+        module = holder(model, name)
         if isinstance(module, _TRANSPOSED):
             found[name] = (0, weight.shape[0] // module.groups)
         else:

@@ -14,8 +14,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from harness.errors import Unsupported
 from harness.training import cross_entropy
-from methods.pruning import groups, masks
+from methods.layers import masks
 from methods.pruning.structure import budget, criteria
+from methods.pruning.structure.find import find
 from methods.pruning.structure.recalibration import recalibrate
 from methods.pruning.structure.surgery import remove
 
@@ -137,7 +138,7 @@ class NetworkSlimming:
         return _Penalised(scales, self.penalty, label_smoothing)
 
     def _pruned(self, model: nn.Module, context: Context) -> tuple[nn.Module, budget.Plan]:
-        structure = groups.find(model, context.input_shape)
+        structure = find(model, context.input_shape)
         scores = criteria.score(model, structure, "bn-gamma", context)
         chosen = budget.make(
             structure,

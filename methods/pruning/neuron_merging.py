@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from harness.errors import Unsupported
-from methods.pruning import merging
-from methods.pruning.coupling import Link, find_links
+from methods.pruning.structure import merging
+from methods.pruning.structure.links import Link, find_links
 
 if TYPE_CHECKING:
     from harness.contracts import Context

@@ -9,8 +9,9 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from harness.errors import Unsupported
-from methods.pruning import masks
-from methods.pruning.masks import MaskedTraining, Masks, Scope
+from methods.layers import masks
+from methods.layers.masks import MaskedTraining, Masks, Scope
+from methods.layers.prunable import no_weights, prunable_weights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 class Random:
     """Zero weights drawn at random, optionally fine-tune with the zeros kept.
 
-    The weights of :mod:`methods.pruning.masks` are pruned; exactly ``round(sparsity * n)`` of ``n`` are zero.
+    The weights of :mod:`methods.layers.prunable` are pruned; exactly ``round(sparsity * n)`` of ``n`` are zero.
 
     Source: the random-pruning baseline of Blalock et al., "What is the State of Neural Network Pruning?", MLSys 2020
     (arXiv:2003.03033).
@@ -42,7 +43,7 @@ class Random:
         Share of zero weights, in [0, 1).
     scope : {"global", "layer", "erk"}
         Draw from the weights of all layers together, the same share of each layer, or Erdős-Rényi-Kernel budgets
-        (:func:`methods.pruning.masks.removals`).
+        (:func:`methods.layers.masks.removals`).
     finetune_epochs : int
         Epochs of fine-tuning after pruning, with ``recipe.finetune``; the zeros stay zero.
     finetune_lr_scale : float
@@ -58,7 +59,7 @@ class Random:
 
     def unsupported(self, model: nn.Module, context: Context) -> str | None:
         """A reason: no such layer, a layer that would lose every weight, or nothing to fine-tune on."""
-        if reason := masks.no_weights(masks.prunable_weights(model)):
+        if reason := no_weights(prunable_weights(model)):
             return reason
         if reason := masks.emptied(self._masks(model, context), f"sparsity {self.sparsity:g} ({self.scope})"):
             return reason
@@ -76,7 +77,7 @@ class Random:
             raise Unsupported(reason)
         pruned = copy.deepcopy(model)
         kept = self._masks(pruned, context)
-        masks.apply(masks.prunable_weights(pruned), kept)
+        masks.apply(prunable_weights(pruned), kept)
         context.progress(0.0, masks.shares(kept))
         if self.finetune_epochs and context.recipe:
             recipe = context.recipe.finetune(self.finetune_epochs, self.finetune_lr_scale)
@@ -84,4 +85,4 @@ class Random:
         return pruned
 
     def _masks(self, model: nn.Module, context: Context) -> Masks:
-        return masks.random_masks(masks.prunable_weights(model), self.sparsity, self.scope, context.seed)
+        return masks.random_masks(prunable_weights(model), self.sparsity, self.scope, context.seed)

@@ -10,8 +10,9 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from harness.errors import Unsupported
-from methods.pruning import masks
-from methods.pruning.masks import MaskedTraining, Masks
+from methods.layers import masks
+from methods.layers.masks import MaskedTraining, Masks
+from methods.layers.prunable import no_weights, prunable_weights
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -46,7 +47,7 @@ class RigL:
     sparsity : float
         Share of zero weights, in [0, 1).
     scope : {"erk", "layer"}
-        Erdős-Rényi-Kernel budgets, or the same sparsity in every layer (:func:`methods.pruning.masks.removals`).
+        Erdős-Rényi-Kernel budgets, or the same sparsity in every layer (:func:`methods.layers.masks.removals`).
     alpha : float
         Share of a layer's weights replaced by the first update, before the cosine, in [0, 1).
     delta_t : int
@@ -68,11 +69,11 @@ class RigL:
 
     def unsupported(self, model: nn.Module, context: Context) -> str | None:
         """A reason: no such layer, nothing to train on, or a layer that would have no weight."""
-        if reason := masks.no_weights(masks.prunable_weights(model)):
+        if reason := no_weights(prunable_weights(model)):
             return reason
         if reason := masks.untrainable(context, "sparse training", fresh=True):
             return reason
-        weights = masks.prunable_weights(masks.from_scratch(context, self.epochs)[0])
+        weights = prunable_weights(masks.from_scratch(context, self.epochs)[0])
         return masks.unaffordable(weights, self.sparsity, self.scope)
 
     def compress(self, model: nn.Module, context: Context) -> nn.Module:
@@ -86,7 +87,7 @@ class RigL:
         if reason := self.unsupported(model, context):
             raise Unsupported(reason)
         network, recipe = masks.from_scratch(context, self.epochs)
-        weights = masks.prunable_weights(network)
+        weights = prunable_weights(network)
         kept = masks.random_masks(weights, self.sparsity, self.scope, context.seed)
         moving = [name for name, mask in kept.items() if not mask.all()]
         context.progress(0.0, masks.shares(kept))

@@ -10,8 +10,9 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from harness.errors import Unsupported
-from methods.pruning import masks
-from methods.pruning.masks import MaskedTraining, Masks
+from methods.layers import masks
+from methods.layers.masks import MaskedTraining, Masks
+from methods.layers.prunable import no_weights, prunable_weights
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -52,7 +53,7 @@ class SparseEvolutionaryTraining:
     ----------
     sparsity : float
         Share of zero weights over all layers, in [0, 1), with densities proportional to (n_in + n_out) / (n_in n_out);
-        of convolutions, the kernel's sides are added and multiplied too (:func:`methods.pruning.masks.removals`).
+        of convolutions, the kernel's sides are added and multiplied too (:func:`methods.layers.masks.removals`).
     epsilon : float, optional
         Instead of ``sparsity``: a layer has ``epsilon (n_in + n_out)`` connections, at most all.
     zeta : float
@@ -73,12 +74,12 @@ class SparseEvolutionaryTraining:
 
     def unsupported(self, model: nn.Module, context: Context) -> str | None:
         """A reason: no such layer, nothing to train on, or a layer that would have no connection."""
-        weights = masks.prunable_weights(model)
-        if reason := masks.no_weights(weights):
+        weights = prunable_weights(model)
+        if reason := no_weights(weights):
             return reason
         if reason := masks.untrainable(context, "sparse training", fresh=True):
             return reason
-        weights = masks.prunable_weights(masks.from_scratch(context, self.epochs)[0])
+        weights = prunable_weights(masks.from_scratch(context, self.epochs)[0])
         if self.epsilon is None:
             return masks.unaffordable(weights, self.sparsity, "erk")
         for name, density in self._densities(weights, self.epsilon).items():
@@ -97,7 +98,7 @@ class SparseEvolutionaryTraining:
         if reason := self.unsupported(model, context):
             raise Unsupported(reason)
         network, recipe = masks.from_scratch(context, self.epochs)
-        weights = masks.prunable_weights(network)
+        weights = prunable_weights(network)
         kept = self._topology(weights, context.seed)
         initial = {name: weight.detach().flatten().clone() for name, weight in weights.items()}
         fixed = set() if self.evolve_output else {list(weights)[-1]}

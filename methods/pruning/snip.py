@@ -11,10 +11,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from harness.errors import Unsupported
-from methods.pruning import masks
-from methods.pruning.activations import examples
+from methods.layers import masks
+from methods.layers.activations import examples
+from methods.layers.masks import Masks, Scope
+from methods.layers.prunable import prunable_weights
 from methods.pruning.at_initialisation import emptied, finite, no_start, start, train, training_mode
-from methods.pruning.masks import Masks, Scope
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,7 +37,7 @@ class Snip:
     its input on); dropout is off. Of the trained model given only the structure is used.
 
     Source: Lee, Ajanthan and Torr, "SNIP: Single-shot Network Pruning based on Connection Sensitivity", ICLR 2019,
-    §4. The weights of :mod:`methods.pruning.masks` are pruned; the authors' code prunes biases too.
+    §4. The weights of :mod:`methods.layers.prunable` are pruned; the authors' code prunes biases too.
 
     ::
 
@@ -56,7 +57,7 @@ class Snip:
     epochs : int, optional
         Of the training after pruning, instead of the recipe's; 0 leaves the network untrained.
     scope : {"global", "layer", "erk"}
-        The paper's is "global"; see :func:`methods.pruning.masks.keep_highest`.
+        The paper's is "global"; see :func:`methods.layers.masks.keep_highest`.
     """
 
     uses_scheme: ClassVar[bool] = False
@@ -112,7 +113,7 @@ def sensitivity(network: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
     NotFinite
         If a gradient is NaN or infinite.
     """
-    weights = masks.prunable_weights(network)
+    weights = prunable_weights(network)
     with torch.enable_grad():
         loss = F.cross_entropy(network(x), y)
         gradients = torch.autograd.grad(loss, list(weights.values()), materialize_grads=True)

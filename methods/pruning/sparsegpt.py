@@ -11,11 +11,12 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from harness.errors import Unsupported
-from methods.pruning import masks
-from methods.pruning.activations import Layer, columns, examples, matrix, unmatrix, visit
-from methods.pruning.masks import Masks
+from methods.layers import masks
+from methods.layers.activations import Layer, columns, examples, matrix, unmatrix, visit
+from methods.layers.masks import Masks
+from methods.layers.prunable import prunable_weights
+from methods.pruning.calibration import check_amount, finetuned, no_calibration, reasons, share_of_zeros, treatable
 from methods.pruning.n_m import keep_n_of_m, left_dense
-from methods.pruning.wanda import check_amount, finetuned, no_calibration, reasons, share_of_zeros, treatable
 
 if TYPE_CHECKING:
     from harness.contracts import Context
@@ -101,7 +102,7 @@ class SparseGPT:
         if reason := no_calibration(model, context, "sparsegpt", self.m):
             return reason
         if self.n is None:
-            weights = masks.prunable_weights(model)
+            weights = prunable_weights(model)
             for name in treatable(model, context, self.m):
                 size = weights[name].numel()
                 if round(self.share * size) == size:
@@ -124,7 +125,7 @@ class SparseGPT:
             raise Unsupported("sparsegpt needs calibration data")
         pruned = copy.deepcopy(model)
         left = reasons(pruned, context, self.m)
-        total = len(masks.prunable_weights(pruned)) - len(left)
+        total = len(prunable_weights(pruned)) - len(left)
         pattern = None if self.n is None or self.m is None else (self.n, self.m)
         kept: Masks = {}
 

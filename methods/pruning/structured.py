@@ -8,13 +8,14 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from harness.errors import Unsupported
-from methods.pruning import groups, masks, merging
-from methods.pruning.groups import Structure
-from methods.pruning.structure import budget, criteria
+from methods.layers import masks
+from methods.pruning.structure import budget, criteria, merging
 from methods.pruning.structure.budget import Plan, Scope, Target
 from methods.pruning.structure.criteria import Criterion
+from methods.pruning.structure.find import find
 from methods.pruning.structure.recalibration import recalibrate
 from methods.pruning.structure.surgery import remove
+from methods.pruning.structure.units import Structure
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,10 +27,10 @@ if TYPE_CHECKING:
 class Structured:
     """Remove the least important channels, neurons and attention heads of any network that can be run.
 
-    What belongs together is found by running the network once (:mod:`methods.pruning.groups`): a channel goes with
-    everything that makes, scales and reads it, across residual sums, concatenations, channel shuffles, depthwise and
-    grouped convolutions, normalisations, squeeze-and-excitation products and flattening; an attention head goes with
-    its queries, keys and values. The classes of the output stay. Layers that cannot lose anything stay whole.
+    What belongs together is found by running the network once (:mod:`methods.pruning.structure.find`): a channel goes
+    with everything that makes, scales and reads it, across residual sums, concatenations, channel shuffles, depthwise
+    and grouped convolutions, normalisations, squeeze-and-excitation products and flattening; an attention head goes
+    with its queries, keys and values. The classes of the output stay. Layers that cannot lose anything stay whole.
 
     The result computes what the masked network computes (:func:`methods.pruning.structure.surgery.masked`), with fewer
     multiply-accumulates. With ``merge``, removed neurons are first folded into similar ones that stay, in the layers
@@ -91,9 +92,9 @@ class Structured:
         That every layer keeps, at least; every layer keeps one step in any case.
     merge : bool
         Add the outgoing weights of removed neurons, scaled, to those of the most similar neuron that stays
-        (:func:`methods.pruning.merging.scaling`), where that applies; the rest is dropped. It needs no data, and is for
-        tasks that have none: recalibrating and fine-tuning on data repair the same damage, and more of it. Where it
-        applies to no layer that loses channels, the model is unsupported.
+        (:func:`methods.pruning.structure.merging.scaling`), where that applies; the rest is dropped. It needs no data,
+        and is for tasks that have none: recalibrating and fine-tuning on data repair the same damage, and more of it.
+        Where it applies to no layer that loses channels, the model is unsupported.
     merge_threshold : float
         With ``merge``: cosine similarity below which a neuron is dropped and not merged. The paper's authors use 0.45
         for LeNet-300-100 and 0.1 for ResNet-56.
@@ -148,7 +149,7 @@ class Structured:
         Unsupported
             See :meth:`unsupported`.
         """
-        structure = groups.find(model, context.input_shape)
+        structure = find(model, context.input_shape)
         scores = criteria.score(model, structure, self.criterion, context, batches=self.taylor_batches)
         chosen = budget.make(
             structure,

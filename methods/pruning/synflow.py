@@ -12,10 +12,11 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from harness.errors import Unsupported
-from methods.pruning import masks
+from methods.layers import masks
+from methods.layers.attention import explicit
+from methods.layers.masks import Masks
+from methods.layers.prunable import prunable_weights
 from methods.pruning.at_initialisation import finite, no_start, start, train
-from methods.pruning.masks import Masks
-from methods.pruning.structure.attention import explicit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -137,7 +138,7 @@ def prune(network: nn.Module, input_shape: tuple[int, ...], sparsity: float, ite
         If the flow overflows.
     """
     linear = linearized(network)
-    weights = masks.prunable_weights(linear)
+    weights = prunable_weights(linear)
     kept: Masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
 
     def ranked() -> dict[str, Tensor]:
@@ -160,7 +161,7 @@ def linearized(network: nn.Module) -> nn.Module:
     """A float64 copy in evaluation mode: absolute values, scales of one, no biases."""
     linear = copy.deepcopy(network).double().eval()
     explicit(linear)  # so that the softmax of attention is seen
-    pruned = {id(weight) for weight in masks.prunable_weights(linear).values()}
+    pruned = {id(weight) for weight in prunable_weights(linear).values()}
     with torch.no_grad():
         for name, parameter in linear.named_parameters():
             parameter.abs_()
@@ -242,7 +243,7 @@ def flow(linear: nn.Module, input_shape: tuple[int, ...]) -> dict[str, Tensor]:
     NotFinite
         If a score is NaN or infinite.
     """
-    weights = masks.prunable_weights(linear)
+    weights = prunable_weights(linear)
     with torch.enable_grad(), _PassOn():
         total = linear(torch.ones(1, *input_shape, dtype=torch.float64)).sum()
         gradients = torch.autograd.grad(total, list(weights.values()), materialize_grads=True)

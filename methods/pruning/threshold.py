@@ -11,8 +11,9 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from harness.errors import Unsupported
-from methods.pruning import masks
-from methods.pruning.masks import MaskedTraining, Masks
+from methods.layers import masks
+from methods.layers.masks import MaskedTraining, Masks
+from methods.layers.prunable import no_weights, prunable_weights
 
 if TYPE_CHECKING:
     from harness.contracts import Context
@@ -51,8 +52,8 @@ class Threshold:
     quality_conv, quality_linear : float, optional
         Instead of ``quality`` for convolutions, and for linear layers (attention's projections among them).
     kept : tuple of float, optional
-        Shares of the weights kept, in (0, 1], one for each weight of :mod:`methods.pruning.masks` in the model's order;
-        instead of the qualities.
+        Shares of the weights kept, in (0, 1], one for each weight of :mod:`methods.layers.prunable` in the model's
+        order; instead of the qualities.
     rounds : int
         Of pruning, each followed by ``finetune_epochs``.
     finetune_epochs : int
@@ -73,8 +74,8 @@ class Threshold:
 
     def unsupported(self, model: nn.Module, context: Context) -> str | None:
         """A reason: no such layer, another number of layers, an emptied layer, or nothing to retrain on."""
-        weights = masks.prunable_weights(model)
-        if reason := masks.no_weights(weights):
+        weights = prunable_weights(model)
+        if reason := no_weights(weights):
             return reason
         if self.kept is not None and len(self.kept) != len(weights):
             return (
@@ -96,7 +97,7 @@ class Threshold:
         if reason := self.unsupported(model, context):
             raise Unsupported(reason)
         pruned = copy.deepcopy(model)
-        weights = masks.prunable_weights(pruned)
+        weights = prunable_weights(pruned)
         kept = _everything(weights)
         for number in range(1, self.rounds + 1):
             kept = self._masks(pruned, kept, number)
@@ -117,7 +118,7 @@ class Threshold:
     def _masks(self, model: nn.Module, kept: Masks, number: int) -> Masks:
         """After round ``number`` (from 1); ``kept`` are those of the round before."""
         found: Masks = {}
-        for index, (name, weight) in enumerate(masks.prunable_weights(model).items()):
+        for index, (name, weight) in enumerate(prunable_weights(model).items()):
             magnitude = weight.detach().abs().masked_fill(~kept[name], -1.0)
             if self.kept is None:
                 found[name] = kept[name] & (magnitude >= self._threshold(weight, weight.detach()[kept[name]]))

@@ -11,10 +11,12 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 
 from harness.errors import Unsupported
-from methods.pruning import masks
-from methods.pruning.activations import Layer, batched, columns, examples, matrix, unmatrix, untouched, visit
-from methods.pruning.masks import MaskedTraining, Masks
-from methods.pruning.n_m import check_pattern, keep_n_of_m, left_dense, misfits
+from methods.layers import masks
+from methods.layers.activations import Layer, batched, columns, examples, matrix, unmatrix, visit
+from methods.layers.masks import Masks
+from methods.layers.prunable import prunable_weights
+from methods.pruning.calibration import check_amount, finetuned, no_calibration, reasons, share_of_zeros, treatable
+from methods.pruning.n_m import keep_n_of_m, left_dense
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +36,7 @@ class Wanda:
     What is kept keeps its value.
 
     Linear layers, ``Conv1d`` and ``Conv2d`` are pruned, and attention's projections; other weights of
-    :mod:`methods.pruning.masks` stay dense and are named in the progress message, and so is a packed projection whose
+    :mod:`methods.layers.prunable` stay dense and are named in the progress message, and so is a packed projection whose
     queries, keys and values come from different inputs (cross-attention). The authors prune the linear layers inside
     the blocks of language models, ConvNeXt and ViT; here convolutions and the first and the last layer are pruned too.
 
@@ -91,7 +93,7 @@ class Wanda:
         if reason := no_calibration(model, context, "wanda", self.m):
             return reason
         if self.n is None:
-            weights = masks.prunable_weights(model)
+            weights = prunable_weights(model)
             for name in treatable(model, context, self.m):
                 row = weights[name][0].numel()
                 if _lost(row, self.share) == row:
@@ -148,59 +150,6 @@ def scores(layer: Layer, x: Tensor) -> Tensor:
     squares = torch.stack([part.sum(-1) for part in columns(layer, squares)]).sum(0)
     weight = matrix(layer, layer.weight.detach()).double()
     return unmatrix(layer, weight.abs() * squares.sqrt()[:, None])
-
-
-def check_amount(sparsity: float | None, n: int | None, m: int | None) -> None:
-    """Check that a sparsity or a pattern is given, not both (neither: sparsity 0.5).
-
-    Raises
-    ------
-    ValueError
-        Naming what is given.
-    """
-    if (n is None) != (m is None):
-        raise ValueError(f"n is {n} and m is {m}, but an n:m pattern needs both, such as n=2, m=4")
-    if n is not None and m is not None:
-        check_pattern(n, m)
-        if sparsity is not None:
-            raise ValueError(f"sparsity is {sparsity} and the pattern {n}:{m}, but only one of the two can be given")
-
-
-def share_of_zeros(sparsity: float | None, n: int | None, m: int | None) -> float:
-    """The share of zeros that checked settings ask for."""
-    if n is not None and m is not None:
-        return 1.0 - n / m
-    return 0.5 if sparsity is None else sparsity
-
-
-def reasons(model: nn.Module, context: Context, m: int | None) -> dict[str, str]:
-    """Why some prunable layers stay dense, by name: their inputs are not seen, or groups of ``m`` do not fit."""
-    return {**(misfits(model, m) if m is not None else {}), **untouched(model, context.input_shape)}
-
-
-def treatable(model: nn.Module, context: Context, m: int | None) -> list[str]:
-    """Prunable layers that do not stay dense."""
-    left = reasons(model, context, m)
-    return [name for name in masks.prunable_weights(model) if name not in left]
-
-
-def no_calibration(model: nn.Module, context: Context, method: str, m: int | None) -> str | None:
-    """The reason where pruning by activations finds no layer to prune or no data, or None."""
-    if reason := masks.no_weights(masks.prunable_weights(model)):
-        return reason
-    if context.data is None:
-        return f"{method} needs calibration data, and this task has no training data"
-    if not treatable(model, context, m):
-        left = left_dense(reasons(model, context, m)).removeprefix("; left dense: ")
-        return f"{method} finds no layer that it can prune: {left}"
-    return None
-
-
-def finetuned(model: nn.Module, kept: Masks, context: Context, epochs: int, lr_scale: float) -> nn.Module:
-    """Fine-tune ``model`` in place with its zeros kept, where ``epochs`` is not 0, and return it."""
-    if epochs and context.recipe:
-        MaskedTraining(masks=kept)(model, context, context.recipe.finetune(epochs, lr_scale))
-    return model
 
 
 def _lost(row: int, sparsity: float) -> int:

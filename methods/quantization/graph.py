@@ -24,7 +24,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from harness.contracts import Scheme
 from harness.errors import Unsupported
-from harness.fakequant import ActivationQuantizer, QuantizedConv2d, QuantizedLinear
+from harness.quantized import ActivationQuantizer, QuantizedConv2d, QuantizedLinear
 
 _QUANTIZED = (ActivationQuantizer, QuantizedConv2d, QuantizedLinear)
 _INERT = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)

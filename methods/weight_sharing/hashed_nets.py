@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness.errors import Unsupported
-from methods.pruning import masks
-from methods.pruning.structure.attention import HeadAttention
+from methods.layers import masks
+from methods.layers.attention import HeadAttention
+from methods.layers.prunable import PROJECTIONS, no_weights, prunable_weights
 from methods.weight_sharing import tied
 
 if TYPE_CHECKING:
@@ -233,7 +234,7 @@ class HashedNets:
 
     def unsupported(self, model: nn.Module, context: Context) -> str | None:
         """A reason: no such layer, one of another kind, or no training where it is asked for."""
-        if reason := masks.no_weights(masks.prunable_weights(model)):
+        if reason := no_weights(prunable_weights(model)):
             return reason
         layers = self._layers(model)
         if not layers:
@@ -321,7 +322,7 @@ def _replacement(module: nn.Module, made: Mapping[int, tuple[nn.Parameter, int]]
     """The hashed form of a module, with the real weights and the salt by its weight's id; None where it has none."""
     own = module._parameters
     if type(module) in _ATTENTION:
-        hashed = {kind: made[id(own[kind])] for kind in masks.PROJECTIONS if id(own.get(kind)) in made}
+        hashed = {kind: made[id(own[kind])] for kind in PROJECTIONS if id(own.get(kind)) in made}
         return _ATTENTION[type(module)].replacing(module, hashed) if hashed else None
     if id(own.get("weight")) not in made or not isinstance(module, nn.Linear | nn.Conv2d):
         return None

@@ -13,7 +13,8 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from harness.errors import Unsupported
-from methods.pruning import masks
+from methods.layers import masks
+from methods.layers.prunable import no_weights
 from methods.weight_sharing import tied
 from methods.weight_sharing.kmeans1d import Init, cluster, count_sorted
 from methods.weight_sharing.tied import Layer, Shared
@@ -98,7 +99,7 @@ class KMeansSharing:
         """A reason: no such layer, one with fewer different weights than clusters, or nothing to fine-tune on."""
         layers = tied.layers(model)
         if not layers:
-            return masks.no_weights({})
+            return no_weights({})
         for layer in layers:
             if reason := self._too_many(layer):
                 return reason

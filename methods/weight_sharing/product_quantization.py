@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness.errors import Unsupported
-from methods.pruning import masks
-from methods.pruning.activations import projection_inputs
-from methods.pruning.structure.attention import exchangeable, written_out
+from methods.layers import masks
+from methods.layers.activations import projection_inputs
+from methods.layers.attention import exchangeable, written_out
+from methods.layers.prunable import PROJECTIONS, Attention, no_weights
 from methods.weight_sharing import tied
 from methods.weight_sharing.tied import Layer, Shared
 
@@ -124,10 +125,10 @@ class ProductQuantization:
     def unsupported(self, model: nn.Module, context: Context) -> str | None:
         """A reason: no layer to quantize, one of another kind, no data for activations or for fine-tuning."""
         layers = tied.layers(model)
-        if reason := masks.no_weights({layer.name: layer.weight for layer in layers}):
+        if reason := no_weights({layer.name: layer.weight for layer in layers}):
             return reason
         for layer in layers:
-            if not isinstance(layer.module, nn.Linear | nn.Conv2d | masks.Attention):
+            if not isinstance(layer.module, nn.Linear | nn.Conv2d | Attention):
                 kind = type(layer.module).__name__
                 return f"layer {layer.name!r} is a {kind}; only linear layers and 2-D convolutions are quantized"
             if not layer.weight.isfinite().all():
@@ -223,7 +224,7 @@ class ProductQuantization:
 
         def attending(called: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
             seen = projection_inputs(inputs, keywords)
-            for kind in masks.PROJECTIONS:
+            for kind in PROJECTIONS:
                 if getattr(called, kind, None) is layer.weight:
                     if kind not in seen:
                         raise Unsupported(
@@ -233,8 +234,8 @@ class ProductQuantization:
                     add(seen[kind])
 
         with written_out(network) as running:
-            if isinstance(module, masks.Attention):
-                readers = [part for part in running.modules() if isinstance(part, masks.Attention)]
+            if isinstance(module, Attention):
+                readers = [part for part in running.modules() if isinstance(part, Attention)]
                 handles = [part.register_forward_pre_hook(attending, with_kwargs=True) for part in readers]
             else:
                 # What attention calls instead of its output projection has the same weight.

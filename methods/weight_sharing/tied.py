@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import Unsupported
-from methods.pruning import masks
+from methods.layers.prunable import prunable_weights
 
 if TYPE_CHECKING:
     from harness.contracts import Context
@@ -30,7 +30,7 @@ class Layer:
     Parameters
     ----------
     name : str
-        Of the layer, for messages, as :func:`methods.pruning.masks.prunable_weights` has it.
+        Of the layer, for messages, as :func:`methods.layers.prunable.prunable_weights` has it.
     key : str
         The weight's name in the model, such as "fc1.weight".
     module : nn.Module
@@ -46,12 +46,12 @@ class Layer:
 
 
 def layers(model: nn.Module) -> list[Layer]:
-    """The weights of :func:`methods.pruning.masks.prunable_weights` with their layers, each weight once."""
+    """The weights of :func:`methods.layers.prunable.prunable_weights` with their layers, each weight once."""
     keys = {id(parameter): key for key, parameter in model.named_parameters()}
     owners = {id(weight): module for module in model.modules() for weight in module.parameters(recurse=False)}
     return [
         Layer(name=name, key=keys[id(weight)], module=owners[id(weight)], weight=weight)
-        for name, weight in masks.prunable_weights(model).items()
+        for name, weight in prunable_weights(model).items()
     ]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from harness.fakequant import QuantizedConv2d, QuantizedLinear
+from harness.quantized import QuantizedConv2d, QuantizedLinear
 from methods.weight_sharing import tied
 from methods.weight_sharing.hashed_nets import HashedConv2d, HashedLinear
 

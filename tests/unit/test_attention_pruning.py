@@ -23,20 +23,22 @@ from harness.errors import Unsupported
 from harness.testing.networks import SHAPE, reference
 from harness.training import Recipe, SGDTrainer
 from methods.finetune import Finetune
-from methods.pruning import masks, snip, synflow, wanda
-from methods.pruning.activations import Layer, examples, matrix, unmatrix, untouched, visit
+from methods.layers import masks
+from methods.layers.activations import Layer, examples, matrix, unmatrix, untouched, visit
+from methods.layers.attention import HeadAttention, explicit, written_out
+from methods.layers.masks import MaskedTraining
+from methods.layers.prunable import prunable_weights
+from methods.pruning import snip, synflow, wanda
 from methods.pruning.gradual import Gradual
 from methods.pruning.grasp import Grasp
 from methods.pruning.lottery_ticket import LotteryTicket
 from methods.pruning.magnitude import Magnitude
-from methods.pruning.masks import MaskedTraining, prunable_weights
 from methods.pruning.n_m import NM
 from methods.pruning.random import Random
 from methods.pruning.rigl import RigL
 from methods.pruning.set import SparseEvolutionaryTraining
 from methods.pruning.snip import Snip
 from methods.pruning.sparsegpt import SparseGPT, hessian, surgeon
-from methods.pruning.structure.attention import HeadAttention, explicit, written_out
 from methods.pruning.synflow import SynFlow
 from methods.pruning.threshold import Threshold
 from methods.pruning.wanda import Wanda

@@ -20,7 +20,7 @@ from onnx.reference import ReferenceEvaluator  # noqa: E402  (after the check th
 from hardware.export import OPSET, to_onnx  # noqa: E402
 from harness.contracts import Scheme  # noqa: E402
 from harness.errors import ExportError  # noqa: E402
-from harness.fakequant import ActivationQuantizer, QuantizedConv2d, QuantizedLinear  # noqa: E402
+from harness.quantized import ActivationQuantizer, QuantizedConv2d, QuantizedLinear  # noqa: E402
 
 
 class Quantized(nn.Module):

@@ -16,8 +16,9 @@ from harness.contracts import Context, Scheme
 from harness.errors import SpecError, Unsupported
 from harness.testing.networks import reference
 from harness.training import Recipe, SGDTrainer
+from methods.layers.masks import removals
+from methods.layers.prunable import prunable_weights
 from methods.pruning.gradual import Gradual
-from methods.pruning.masks import prunable_weights, removals
 
 
 def context(name: str = "perceptron", **given: Any) -> Context:

@@ -21,7 +21,7 @@ from hardware.openvino_cpu import OpenVino
 from hardware.torch_cpu import Torch
 from harness.contracts import Deployed, Hardware, Scheme
 from harness.errors import DataError, InputError
-from harness.fakequant import ActivationQuantizer, QuantizedConv2d, QuantizedLinear
+from harness.quantized import ActivationQuantizer, QuantizedConv2d, QuantizedLinear
 
 RUNTIMES: dict[str, Hardware] = {"torch": Torch(), "onnxruntime": OnnxRuntime(), "openvino": OpenVino()}
 SHAPE = (3, 8, 8)

@@ -21,7 +21,7 @@ from harness.contracts import Context, Scheme
 from harness.errors import Unsupported
 from harness.testing.networks import SHAPE, Reference, reference
 from harness.training import SGDTrainer
-from methods.pruning.structure.attention import HeadAttention
+from methods.layers.attention import HeadAttention
 from methods.weight_sharing import hashed_nets
 from methods.weight_sharing.hashed_nets import HashedConv2d, HashedLinear, HashedNets, buckets, hashes
 

@@ -15,8 +15,8 @@ from harness.contracts import Context, Scheme
 from harness.errors import SpecError, Unsupported
 from harness.testing.networks import reference
 from harness.training import Recipe, SGDTrainer
+from methods.layers.prunable import prunable_weights
 from methods.pruning.lottery_ticket import LotteryTicket
-from methods.pruning.masks import prunable_weights
 
 
 def context(name: str = "perceptron", **given: Any) -> Context:

@@ -16,8 +16,9 @@ from harness import registry
 from harness.contracts import Context, Scheme, Step
 from harness.errors import SpecError, Unsupported
 from harness.training import Recipe, SGDTrainer
+from methods.layers.masks import removals
+from methods.layers.prunable import prunable_weights
 from methods.pruning.magnitude import Magnitude
-from methods.pruning.masks import prunable_weights, removals
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -16,9 +16,10 @@ from harness.contracts import Context, Scheme, Step
 from harness.errors import Unsupported
 from harness.tasks.digits import Digits
 from harness.training import Recipe, SGDTrainer
-from methods.pruning import masks
-from methods.pruning.masks import MaskedTraining, Masks
-from methods.pruning.structure.attention import HeadAttention
+from methods.layers import masks
+from methods.layers.attention import HeadAttention
+from methods.layers.masks import MaskedTraining, Masks
+from methods.layers.prunable import holder, prunable_weights
 
 SHAPES = st.lists(
     st.one_of(st.tuples(st.integers(1, 40), st.integers(1, 40)), st.tuples(*[st.integers(1, 8)] * 4)),
@@ -127,19 +128,19 @@ def test_tied_packed_and_normalisation_weights() -> None:
             self.b.weight = self.a.weight
 
     net = Net()
-    found = masks.prunable_weights(net)
+    found = prunable_weights(net)
     assert list(found) == ["attention.in_proj_weight", "attention.out_proj", "a"]
-    holders = [masks.holder(net, name) for name in found]
+    holders = [holder(net, name) for name in found]
     assert holders == [net.attention, net.attention.out_proj, net.a]
-    assert list(masks.prunable_weights(nn.Linear(2, 2))) == ["model"]
+    assert list(prunable_weights(nn.Linear(2, 2))) == ["model"]
 
 
 def test_attention_alone_and_with_separate_projections() -> None:
     packed = nn.MultiheadAttention(8, 2)
-    assert list(masks.prunable_weights(packed)) == ["in_proj_weight", "out_proj"]
-    assert masks.holder(packed, "in_proj_weight") is packed
+    assert list(prunable_weights(packed)) == ["in_proj_weight", "out_proj"]
+    assert holder(packed, "in_proj_weight") is packed
     separate = nn.ModuleDict({"cross": nn.MultiheadAttention(8, 2, kdim=6, vdim=4)})
-    shapes = {name: tuple(weight.shape) for name, weight in masks.prunable_weights(separate).items()}
+    shapes = {name: tuple(weight.shape) for name, weight in prunable_weights(separate).items()}
     assert shapes == {
         "cross.q_proj_weight": (8, 8),
         "cross.k_proj_weight": (8, 6),
@@ -147,7 +148,7 @@ def test_attention_alone_and_with_separate_projections() -> None:
         "cross.out_proj": (8, 8),
     }
     made = nn.ModuleDict({"heads": HeadAttention(8, 2, 3)})
-    assert list(masks.prunable_weights(made)) == ["heads.in_proj_weight", "heads.out_proj"]
+    assert list(prunable_weights(made)) == ["heads.in_proj_weight", "heads.out_proj"]
 
 
 def network() -> nn.Sequential:
@@ -181,7 +182,7 @@ RECIPES = {
 @pytest.mark.parametrize("name", RECIPES)
 def test_masks_hold_after_every_step_with_every_optimizer(name: str, reads: bool) -> None:
     model, given_context = network(), context(RECIPES[name])
-    weights = masks.prunable_weights(model)
+    weights = prunable_weights(model)
     kept = masks.keep_highest({n: w.detach().abs() for n, w in weights.items()}, 0.7, "layer")
     steps: list[int] = []
     nonzero_gradients: list[bool] = []
@@ -217,7 +218,7 @@ def test_masking_gradients_or_weights_gives_the_same_network() -> None:
     results = []
     for reads in (False, True):
         model = network()
-        kept = masks.random_masks(masks.prunable_weights(model), 0.5, "layer", 0)
+        kept = masks.random_masks(prunable_weights(model), 0.5, "layer", 0)
         MaskedTraining(masks=kept, reads_gradients=lambda _, reads=reads: reads)(
             model, context(RECIPES["momentum"]), RECIPES["momentum"]
         )
@@ -228,7 +229,7 @@ def test_masking_gradients_or_weights_gives_the_same_network() -> None:
 
 def test_what_grows_has_no_momentum() -> None:
     model = network()
-    weights = masks.prunable_weights(model)
+    weights = prunable_weights(model)
     everything = masks.random_masks(weights, 0.5, "layer", 0)
     seen: list[int] = []
 
@@ -270,14 +271,14 @@ def test_forget_zeroes_every_memory_of_that_shape() -> None:
 
 def test_hooks_are_removed_where_training_fails() -> None:
     model = network()
-    kept = masks.random_masks(masks.prunable_weights(model), 0.5, "layer", 0)
+    kept = masks.random_masks(prunable_weights(model), 0.5, "layer", 0)
 
     def change(step: Step, _: Masks) -> bool:
         raise Unsupported("stop")
 
     with pytest.raises(Unsupported, match="stop"):
         MaskedTraining(masks=kept, change=change)(model, context(RECIPES["plain"]), RECIPES["plain"])
-    assert all(not weight._post_accumulate_grad_hooks for weight in masks.prunable_weights(model).values())
+    assert all(not weight._post_accumulate_grad_hooks for weight in prunable_weights(model).values())
 
 
 def test_reasons() -> None:

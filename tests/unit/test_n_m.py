@@ -17,7 +17,7 @@ from harness.errors import SpecError, Unsupported
 from harness.testing import check_method
 from harness.testing.networks import reference
 from harness.training import SGDTrainer
-from methods.pruning.masks import prunable_weights
+from methods.layers.prunable import prunable_weights
 from methods.pruning.n_m import NM, keep_n_of_m
 
 pytestmark = pytest.mark.usefixtures("one_thread")

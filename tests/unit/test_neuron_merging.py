@@ -20,9 +20,9 @@ from harness import registry
 from harness.contracts import Context, Scheme
 from harness.errors import SpecError, Unsupported
 from harness.tasks import models
-from methods.pruning import merging
-from methods.pruning.coupling import Link, find_links
 from methods.pruning.neuron_merging import NeuronMerging
+from methods.pruning.structure import merging
+from methods.pruning.structure.links import Link, find_links
 from papers import sources
 
 Weights = dict[str, np.ndarray[Any, np.dtype[np.float64]]]

@@ -20,10 +20,11 @@ from harness.errors import NotFinite, SpecError, Unsupported
 from harness.testing import check_method
 from harness.testing.networks import Reference, reference
 from harness.training import Recipe, SGDTrainer
+from methods.layers.activations import balanced, examples
+from methods.layers.masks import keep_highest
+from methods.layers.prunable import prunable_weights
 from methods.pruning import grasp, snip, synflow
-from methods.pruning.activations import balanced, examples
 from methods.pruning.grasp import Grasp
-from methods.pruning.masks import keep_highest, prunable_weights
 from methods.pruning.snip import Snip
 from methods.pruning.synflow import SynFlow
 

@@ -20,7 +20,7 @@ from hardware.onnxruntime_cpu import OnnxRuntime
 from hardware.openvino_cpu import OpenVino
 from harness.contracts import Context, Hardware, Scheme
 from harness.errors import NotFinite, Unsupported
-from harness.fakequant import ActivationQuantizer, QuantizedConv2d, QuantizedLinear
+from harness.quantized import ActivationQuantizer, QuantizedConv2d, QuantizedLinear
 from harness.tasks.digits import Digits
 from harness.tasks.models import create
 from methods.quantization.graph import plan, trace

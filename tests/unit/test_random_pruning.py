@@ -15,7 +15,8 @@ from harness.contracts import Context, Scheme
 from harness.errors import SpecError, Unsupported
 from harness.testing.networks import reference
 from harness.training import SGDTrainer
-from methods.pruning.masks import prunable_weights, removals
+from methods.layers.masks import removals
+from methods.layers.prunable import prunable_weights
 from methods.pruning.random import Random
 
 

@@ -17,7 +17,8 @@ from harness.errors import SpecError, Unsupported
 from harness.tasks.models.mlp import SetMLP
 from harness.testing.networks import reference
 from harness.training import Recipe, SGDTrainer
-from methods.pruning.masks import prunable_weights, removals
+from methods.layers.masks import removals
+from methods.layers.prunable import prunable_weights
 from methods.pruning.rigl import RigL
 from methods.pruning.set import SparseEvolutionaryTraining as Set
 

@@ -17,9 +17,9 @@ from harness.errors import SpecError, Unsupported
 from harness.testing import check_method
 from harness.testing.networks import reference
 from harness.training import SGDTrainer
-from methods.pruning.activations import columns, matrix
+from methods.layers.activations import columns, matrix
+from methods.layers.prunable import prunable_weights
 from methods.pruning.magnitude import Magnitude
-from methods.pruning.masks import prunable_weights
 from methods.pruning.sparsegpt import SparseGPT, hessian, surgeon
 from methods.pruning.wanda import Wanda
 

@@ -29,11 +29,12 @@ from harness.measure import counts
 from harness.tasks import models
 from harness.testing.networks import reference
 from harness.training import SGDTrainer, cross_entropy
-from methods.pruning import groups
+from methods.layers.attention import HeadAttention, WindowAttention, explicit
 from methods.pruning.structure import budget, criteria
-from methods.pruning.structure.attention import HeadAttention, WindowAttention, explicit
+from methods.pruning.structure.find import find
 from methods.pruning.structure.recalibration import recalibrate
 from methods.pruning.structure.surgery import masked, remove
+from methods.pruning.structure.units import Layer, Structure, Unit
 from methods.pruning.structured import Structured
 
 
@@ -152,9 +153,9 @@ def context(shape: tuple[int, ...], **changes: Any) -> Context:
     return dataclasses.replace(plain, **changes)
 
 
-def some(structure: groups.Structure, seed: int = 0) -> list[groups.Unit]:
+def some(structure: Structure, seed: int = 0) -> list[Unit]:
     chosen = random.Random(seed)
-    units: list[groups.Unit] = []
+    units: list[Unit] = []
     for layer in structure.layers:
         keep = 0 if layer.fixed else 1
         units += chosen.sample(layer.units, chosen.randint(len(layer.units) // 3, len(layer.units) - keep))
@@ -169,7 +170,7 @@ def difference(a: Tensor, b: Tensor) -> float:
 def test_the_shrunken_model_equals_the_masked_one(name: str, tmp_path: Path) -> None:
     make, shape = NETWORKS[name]
     model = lively(make()).double()
-    structure = groups.find(model, shape)
+    structure = find(model, shape)
     units = some(structure)
     smaller, zeroed = remove(model, structure, units), masked(model, structure, units)
     x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -194,7 +195,7 @@ def test_the_shrunken_model_equals_the_masked_one(name: str, tmp_path: Path) -> 
 def test_another_mask_is_another_function() -> None:
     make, shape = NETWORKS["resnet20"]
     model = lively(make()).double()
-    structure = groups.find(model, shape)
+    structure = find(model, shape)
     units = some(structure)
     others = [unit for unit in structure.units if unit not in units][:1]
     x = torch.randn(2, *shape, dtype=torch.float64)
@@ -206,7 +207,7 @@ def test_another_mask_is_another_function() -> None:
 def test_layers_describe_themselves() -> None:
     make, shape = NETWORKS["channels"]
     model = lively(make())
-    structure = groups.find(model, shape)
+    structure = find(model, shape)
     smaller = remove(model, structure, some(structure))
     for module in smaller.modules():
         if isinstance(module, nn.ConvTranspose2d):
@@ -223,7 +224,7 @@ def test_layers_describe_themselves() -> None:
 
 def test_a_residual_stream_is_one_layer_and_the_classes_stay() -> None:
     make, shape = NETWORKS["resnet20"]
-    structure = groups.find(make(), shape)
+    structure = find(make(), shape)
     stream = next(layer for layer in structure.layers if layer.name == "conv1")
     assert stream.makers == ("conv1", "stage1.0.conv2", "stage1.1.conv2", "stage1.2.conv2")
     assert structure.left_alone == {"fc": "the model's outputs are its classes"}
@@ -240,7 +241,7 @@ def test_a_residual_stream_is_one_layer_and_the_classes_stay() -> None:
 def test_heads_go_as_a_whole() -> None:
     make, shape = NETWORKS["vit"]
     model = lively(make())
-    structure = groups.find(model, shape)
+    structure = find(model, shape)
     layer = next(part for part in structure.layers if "self_attention" in part.name)
     assert (len(layer.units), layer.units[0].width) == (4, 8)
     smaller = remove(model, structure, layer.units[:1])
@@ -254,7 +255,7 @@ def test_heads_go_as_a_whole() -> None:
 def test_an_attribute_that_holds_a_size_follows() -> None:
     make, shape = NETWORKS["vit-tiny"]
     model = lively(make())
-    structure = groups.find(model, shape)
+    structure = find(model, shape)
     layer = next(part for part in structure.layers if part.name == "blocks.2.attention.qkv")
     smaller = remove(model, structure, layer.units[1:3])
     assert [block.attention.heads for block in smaller.blocks] == [4, 4, 2, 4]
@@ -277,17 +278,17 @@ class Written(nn.Module):
 
 
 def test_what_the_forward_pass_does_not_allow_stays() -> None:
-    structure = groups.find(Written(free=True), (1, 8, 8))
+    structure = find(Written(free=True), (1, 8, 8))
     assert [layer.name for layer in structure.layers] == ["fc1"]
     assert "holds a size that does not follow" in structure.left_alone["conv"]
     smaller = Structured(round_to=4).compress(Written(free=True), context((1, 8, 8)))
     assert (smaller.conv.out_channels, smaller.fc1.out_features) == (8, 8)
     with pytest.raises(Unsupported, match=r"conv: the forward pass of the model holds a size"):
-        groups.find(Written(free=False), (1, 8, 8))
+        find(Written(free=False), (1, 8, 8))
 
 
 def test_attention_that_ties_its_heads_to_its_input_keeps_both() -> None:
-    structure = groups.find(Gated(), (3, 8, 8))
+    structure = find(Gated(), (3, 8, 8))
     assert {layer.name for layer in structure.layers} == {"conv", "up", "hidden"}
     assert {"width", "qkv", "project"} <= set(structure.left_alone)
 
@@ -394,7 +395,7 @@ def test_scores_are_those_of_the_definition(criterion: criteria.Criterion) -> No
     model = lively(Pair())
     data, recipe = reference("residual").data, dataclasses.replace(reference("residual").recipe, label_smoothing=0.1)
     given = context((1, 8, 8), data=data, recipe=recipe, seed=3)
-    structure = groups.find(model, (1, 8, 8))
+    structure = find(model, (1, 8, 8))
     (scores,) = criteria.score(model, structure, criterion, given, batches=2)
     assert scores is not None
     rows = model.conv.weight.detach().double().flatten(1)
@@ -491,8 +492,8 @@ def test_the_lowest_scores_go_first() -> None:
      (12, 64, 16, 1), (12, 24, 16, 2), (4, 4, 16, 2), (100, 1, 10, 10)],
 )  # fmt: skip
 def test_steps(channels: int, width: int, round_to: int, expected: int) -> None:
-    units = tuple(groups.Unit(label=i, slices=(), width=width) for i in range(channels))
-    assert budget.step(groups.Layer(name="layer", makers=("layer",), units=units), round_to) == expected
+    units = tuple(Unit(label=i, slices=(), width=width) for i in range(channels))
+    assert budget.step(Layer(name="layer", makers=("layer",), units=units), round_to) == expected
 
 
 def test_counts_that_are_no_multiples_become_some() -> None:
@@ -564,7 +565,7 @@ def test_a_pruned_transformer_exports(tmp_path: Path) -> None:
     from hardware.export import to_onnx
 
     model, shape = lively(Attentive()), (3, 8, 8)
-    structure = groups.find(model, shape)
+    structure = find(model, shape)
     smaller = remove(model, structure, some(structure))
     path = to_onnx(smaller, torch.zeros(2, *shape), tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

@@ -20,9 +20,10 @@ from harness.contracts import Context, Scheme
 from harness.errors import SpecError, Unsupported
 from harness.tasks import models
 from harness.testing.networks import reference
-from methods.pruning import groups, merging
-from methods.pruning.coupling import find_links
 from methods.pruning.neuron_merging import NeuronMerging
+from methods.pruning.structure import merging
+from methods.pruning.structure.find import find
+from methods.pruning.structure.links import find_links
 from methods.pruning.structure.surgery import masked, remove
 from methods.pruning.structured import Structured
 
@@ -189,7 +190,7 @@ def lively_resnet() -> nn.Module:
 def test_with_the_same_neurons_it_is_neuron_merging(name: str) -> None:
     model = lively_resnet() if name == "resnet20" else models.create(name, 0)
     method = NeuronMerging(ratio=0.4, criterion="geometric-median", threshold=0.1, cosine_weight=0.7)
-    structure = groups.find(model, (1, 28, 28))
+    structure = find(model, (1, 28, 28))
     layers = {layer.name: layer for layer in structure.layers}
     units = []
     for link in find_links(model)[0]:
@@ -207,7 +208,7 @@ def test_the_shrunken_model_equals_the_masked_one() -> None:
     """Whatever goes, streams and readers included: merging and removing is merging and silencing."""
     model = lively_resnet()
     before = copy.deepcopy(model.state_dict())
-    structure = groups.find(model, (1, 28, 28))
+    structure = find(model, (1, 28, 28))
     chosen = random.Random(0)
     units = [unit for layer in structure.layers for unit in chosen.sample(layer.units, len(layer.units) // 2)]
     ready, layers = merging.merge(model, structure, units, threshold=0.1, cosine_weight=0.85)

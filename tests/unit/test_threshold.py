@@ -18,7 +18,7 @@ from harness.errors import SpecError, Unsupported
 from harness.tasks import models
 from harness.testing.networks import reference
 from harness.training import SGDTrainer
-from methods.pruning.masks import prunable_weights
+from methods.layers.prunable import prunable_weights
 from methods.pruning.threshold import Threshold
 
 

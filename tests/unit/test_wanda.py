@@ -17,8 +17,8 @@ from harness.errors import NotFinite, SpecError, Unsupported
 from harness.testing import check_method
 from harness.testing.networks import reference
 from harness.training import SGDTrainer
-from methods.pruning.activations import columns, matrix, unmatrix, untouched, visit
-from methods.pruning.masks import prunable_weights
+from methods.layers.activations import columns, matrix, unmatrix, untouched, visit
+from methods.layers.prunable import prunable_weights
 from methods.pruning.wanda import Wanda, scores
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -70,7 +70,7 @@ def test_the_matrix_form_computes_the_layer(layer: Any, shape: tuple[int, ...]) 
 def test_columns_in_parts_are_the_columns_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x = nn.Conv2d(3, 2, 3), data(3, 6, 6).all
     whole = list(columns(layer, x))
-    monkeypatch.setattr("methods.pruning.activations._UNFOLDED", 27 * 16 * 5)
+    monkeypatch.setattr("methods.layers.activations._UNFOLDED", 27 * 16 * 5)
     parts = list(columns(layer, x))
     assert len(whole) == 1
     assert len(parts) == 5

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from harness.errors import Unsupported
-from methods.pruning.groups import Layer, Structure, Unit
 from methods.pruning.structure.criteria import Scores
+from methods.pruning.structure.units import Layer, Structure, Unit
 
 Target = Literal["ratio", "macs", "params"]
 Scope = Literal["global", "local"]

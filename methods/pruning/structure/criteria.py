@@ -14,11 +14,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from harness.errors import Unsupported
 from harness.training import cross_entropy
-from methods.pruning.structure.attention import explicit
+from methods.layers.attention import explicit
 
 if TYPE_CHECKING:
     from harness.contracts import Context
-    from methods.pruning.groups import Layer, Structure, Unit
+    from methods.pruning.structure.units import Layer, Structure, Unit
 
 Criterion = Literal["l1", "l2", "geometric-median", "bn-gamma", "taylor", "random"]
 Scores = list[npt.NDArray[np.float64] | None]

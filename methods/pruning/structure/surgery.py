@@ -14,26 +14,26 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.errors import Unsupported
+from methods.layers.attention import explicit
 from methods.pruning.structure import trace
-from methods.pruning.structure.attention import explicit
 from methods.pruning.structure.labels import Bools, Ints
 from methods.pruning.structure.trace import Op, Run
 
 if TYPE_CHECKING:
-    from methods.pruning.groups import Structure, Unit
+    from methods.pruning.structure.units import Structure, Unit
 
 
 def remove(model: nn.Module, structure: Structure, units: Iterable[Unit]) -> nn.Module:
     """A copy of ``model`` without some units: its classes, with smaller layers.
 
-    An attention module whose heads or inputs shrink comes back as one of :mod:`methods.pruning.structure.attention`.
+    An attention module whose heads or inputs shrink comes back as one of :mod:`methods.layers.attention`.
 
     Parameters
     ----------
     model : nn.Module
         The one that ``structure`` was found in; not changed.
     structure : Structure
-        Of :func:`methods.pruning.groups.find`.
+        Of :func:`methods.pruning.structure.find.find`.
     units : iterable of Unit
         What goes.
 

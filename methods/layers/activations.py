@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness.errors import NotFinite
-from methods.pruning.masks import PROJECTIONS, Attention, holder, prunable_weights
-from methods.pruning.structure.attention import written_out
+from methods.layers.attention import written_out
+from methods.layers.prunable import PROJECTIONS, Attention, holder, prunable_weights
 
 if TYPE_CHECKING:
     from harness.contracts import Data
@@ -86,7 +86,7 @@ def visit(
     x : Tensor
         Inputs (n, ...).
     treat : callable
-        ``treat(name, layer, input)``, named as in :func:`methods.pruning.masks.prunable_weights`.
+        ``treat(name, layer, input)``, named as in :func:`methods.layers.prunable.prunable_weights`.
     passed : callable, optional
         ``passed(name, reason)`` for a weight of attention that is used with inputs that are not one layer's.
 

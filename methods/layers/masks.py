@@ -1,9 +1,4 @@
-"""Masks: which weights can be pruned, which are kept, and a training that holds them.
-
-The weights of all convolutions and linear layers can be pruned, the first and the last included, and attention's input
-projections, packed as in ``nn.MultiheadAttention`` (rows of queries, keys and values in one weight) or separate;
-biases, normalisation parameters and embeddings cannot.
-"""
+"""Masks: which weights are kept, and a training that holds the others at zero."""
 
 from __future__ import annotations
 
@@ -16,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import Unsupported
-from methods.pruning.structure.attention import HeadAttention
+from methods.layers.prunable import prunable_weights
 
 if TYPE_CHECKING:
     from harness.contracts import Context, Step
@@ -25,51 +20,6 @@ if TYPE_CHECKING:
 Scope = Literal["global", "layer", "erk"]
 Masks = dict[str, Tensor]
 """By layer name: a boolean tensor of the weight's shape, True where a weight is kept."""
-
-_PRUNABLE = (
-    nn.Linear,
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-)
-Attention = nn.MultiheadAttention | HeadAttention
-"""Modules whose input projections are weights of their own, and not layers."""
-PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
-"""Their names: packed, or separate where queries, keys and values differ in width; weights (out, in) all of them."""
-
-
-def prunable_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Weights that can be pruned, each tensor once (tied weights), in the model's order.
-
-    Returns
-    -------
-    dict
-        Weights of convolutions and linear layers by layer name ("model" where the model is a single layer), those of
-        attention's input projections by the parameter's name, such as "encoder.self_attention.in_proj_weight".
-    """
-    found: dict[str, nn.Parameter] = {}
-    seen: set[int] = set()
-    for name, module in model.named_modules():
-        own = dict(module.named_parameters(recurse=False))
-        weights = {}
-        if isinstance(module, _PRUNABLE):
-            weights[name or "model"] = own.get("weight")
-        elif isinstance(module, Attention):
-            weights |= {f"{name}.{kind}".lstrip("."): own.get(kind) for kind in PROJECTIONS}
-        for key, weight in weights.items():
-            if weight is not None and id(weight) not in seen:
-                seen.add(id(weight))
-                found[key] = weight
-    return found
-
-
-def holder(model: nn.Module, name: str) -> nn.Module:
-    """The module whose weight :func:`prunable_weights` has by that name."""
-    modules: dict[str, nn.Module] = dict(model.named_modules())
-    return modules.get(name) or modules.get(name.rpartition(".")[0], model)
 
 
 def removals(weights: Mapping[str, Tensor], sparsity: float, scope: Literal["layer", "erk"]) -> dict[str, int]:
@@ -174,11 +124,6 @@ def apply(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, mask in masks.items():
             weights[name].masked_fill_(~mask, 0.0)
-
-
-def no_weights(weights: Mapping[str, Tensor]) -> str | None:
-    """The reason where a model has nothing to prune, or None."""
-    return None if weights else "the model has no convolution or linear layer whose weights could be pruned"
 
 
 def emptied(masks: Mapping[str, Tensor], setting: str, remedy: str = "lower it") -> str | None:

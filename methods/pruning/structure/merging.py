@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from harness.errors import Unsupported
-from methods.pruning.coupling import Link, find_links
+from methods.pruning.structure.links import Link, find_links
 
 if TYPE_CHECKING:
-    from methods.pruning.groups import Structure, Unit
     from methods.pruning.structure.labels import Bools
+    from methods.pruning.structure.units import Structure, Unit
 
 
 def neurons(model: nn.Module, link: Link) -> Tensor:
@@ -199,7 +199,7 @@ def merge(
     model : nn.Module
         The one that ``structure`` was found in; not changed.
     structure : Structure
-        Of :func:`methods.pruning.groups.find`.
+        Of :func:`methods.pruning.structure.find.find`.
     units : iterable of Unit
         What will be removed.
     threshold, cosine_weight : float

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from harness.contracts import Scheme
 from harness.errors import InputError
-from harness.fakequant import (
+from harness.quantized import (
     ActivationQuantizer,
     QuantizedConv2d,
     QuantizedLinear,
