@@ -79,7 +79,15 @@ def entry(kind: Kind, name: str) -> Entry:
     prefix, slash, rest = name.partition("/")
     if slash and rest and prefix in known and (family := known[prefix].family):
         return dataclasses.replace(known[prefix], defaults={**known[prefix].defaults, family: rest})
+    if new := _renamed(kind, name):
+        raise InputError(f"{kind.capitalize()} {name!r} is now called {new!r}.")
     raise UnknownName(kind, name, known)
+
+
+def _renamed(kind: Kind, old: str) -> str | None:
+    """What the sibling's table ``RENAMED`` has for a name, ``name.parameter`` or ``name.parameter=value``."""
+    renamed: Mapping[str, str] = getattr(importlib.import_module(_TABLES[kind]), "RENAMED", {})
+    return renamed.get(old)
 
 
 def resolve(kind: Kind, name: str) -> Any:
@@ -127,7 +135,11 @@ def create(kind: Kind, name: str, parameters: Mapping[str, Any]) -> Any:
             raise InputError(f"{kind} {name!r} must be a frozen dataclass; it is the class {found!r}.")
         return _call_factory(kind, name, found, values)
     allowed = [f.name for f in dataclasses.fields(found) if f.init]
-    for key in values:
+    for key, value in values.items():
+        if new := _renamed(kind, f"{name}.{key}"):
+            raise SpecError(f"{kind} {name!r}: parameter {key!r} is now called {new}.")
+        if new := _renamed(kind, f"{name}.{key}={value}"):
+            raise SpecError(f"{kind} {name!r}: {key} {value!r} is now called {new!r}.")
         if key not in allowed:
             raise SpecError(f"{kind} {name!r} has no parameter {key!r}. {suggestion(key, allowed)}")
     try:

@@ -12,7 +12,7 @@ TABLE: dict[str, Entry] = {
     "baseline": Entry("methods.baseline:Baseline", "the trained model as it is"),
     "finetune": Entry("methods.finetune:Finetune", "train on without compressing: the dense control"),
     "random": Entry("methods.pruning.random:Random", "zero weights drawn at random: the control"),
-    "han": Entry(
+    "threshold": Entry(
         "methods.pruning.threshold:Threshold",
         "zero weights below a share of each layer's deviation, in rounds (Han et al. 2015)",
     ),
@@ -63,3 +63,14 @@ TABLE: dict[str, Entry] = {
         "methods.quantization.ptq_int8:PtqInt8", "static 8-bit post-training quantization (Jacob et al. 2018)"
     ),
 }
+
+RENAMED: dict[str, str] = {
+    "han": "threshold",
+    "threshold.kept": "'sparsity', which counts the zeros: 1 minus the share kept",
+    "lottery-ticket.rate": "'ratio'",
+    "lottery-ticket.output_rate": "'output_ratio'",
+    "structured.scope=local": "layer",
+    "neuron-merging.criterion=l1-norm": "l1",
+    "neuron-merging.criterion=l2-norm": "l2",
+}
+"""Names of earlier versions: methods, ``method.parameter``, and ``method.parameter=value``, with what they are now."""

@@ -59,7 +59,7 @@ A relation between two sets of runs, paired by seed::
     kind = "relation"
     id = "pruned is no worse than dense"
     metric = "error"
-    better = {chain = [{name = "han"}]}
+    better = {chain = [{name = "threshold"}]}
     than = {chain = [{name = "finetune"}]}
     margin = 0.3                     # points by which `better` may fall short (negative: by which it must exceed)
     paper = "1.64 -> 1.59 % error"   # the paper's own words
@@ -237,7 +237,7 @@ def load(key: str, settings: Mapping[str, Any] | Sequence[str] = (), *, quick: b
     key : str
         See :func:`names`.
     settings : mapping or sequence of str, optional
-        Values of the recipe's variants, as ``{"criterion": "l2-norm"}`` or ``["criterion=l2-norm"]``.
+        Values of the recipe's variants, as ``{"criterion": "l2"}`` or ``["criterion=l2"]``.
     quick : bool, optional
         Fill in the recipe's ``[quick]`` values and not the ``[full]`` ones.
 

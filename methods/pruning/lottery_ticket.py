@@ -49,10 +49,10 @@ class LotteryTicket:
 
     Parameters
     ----------
-    rate : float
+    ratio : float
         Share of the remaining weights that a round prunes, in (0, 1).
-    output_rate : float, optional
-        The same for the output layer (the last convolution or linear layer); by default half of ``rate``.
+    output_ratio : float, optional
+        The same for the output layer (the last convolution or linear layer); by default half of ``ratio``.
     rounds : int
         Of pruning.
     sparsity : float, optional
@@ -72,8 +72,8 @@ class LotteryTicket:
 
     uses_scheme: ClassVar[bool] = False
 
-    rate: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    output_rate: Annotated[float, Field(ge=0, lt=1)] | None = None
+    ratio: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    output_ratio: Annotated[float, Field(ge=0, lt=1)] | None = None
     rounds: Annotated[int, Field(ge=1)] = 5
     sparsity: Annotated[float, Field(gt=0, lt=1)] | None = None
     scope: Literal["layer", "global"] = "layer"
@@ -132,25 +132,25 @@ class LotteryTicket:
     def _goal(self) -> str:
         return f"rounds={self.rounds}" if self.sparsity is None else f"sparsity {self.sparsity:g}"
 
-    def _rates(self, weights: Mapping[str, Tensor]) -> dict[str, float]:
+    def _ratios(self, weights: Mapping[str, Tensor]) -> dict[str, float]:
         output = list(weights)[-1]
-        last = self.rate / 2 if self.output_rate is None else self.output_rate
-        return {name: last if name == output else self.rate for name in weights}
+        last = self.ratio / 2 if self.output_ratio is None else self.output_ratio
+        return {name: last if name == output else self.ratio for name in weights}
 
     def _unreachable(self, weights: Mapping[str, Tensor]) -> str | None:
-        frozen = sum(weights[name].numel() for name, rate in self._rates(weights).items() if rate == 0)
+        frozen = sum(weights[name].numel() for name, ratio in self._ratios(weights).items() if ratio == 0)
         total = sum(weight.numel() for weight in weights.values())
         if self.sparsity is not None and frozen >= total - round(self.sparsity * total):
-            return f"sparsity {self.sparsity:g} cannot be met: output_rate 0 keeps {frozen} of {total} weights"
+            return f"sparsity {self.sparsity:g} cannot be met: output_ratio 0 keeps {frozen} of {total} weights"
         return None
 
     def _kept(self, weights: Mapping[str, Tensor]) -> list[dict[str, int]]:
         """How many weights each layer keeps, after each round."""
         sizes = {name: weight.numel() for name, weight in weights.items()}
-        rates = self._rates(weights)
+        ratios = self._ratios(weights)
 
         def after(rounds: float) -> dict[str, int]:
-            return {name: round(size * (1 - rates[name]) ** rounds) for name, size in sizes.items()}
+            return {name: round(size * (1 - ratios[name]) ** rounds) for name, size in sizes.items()}
 
         if self.sparsity is None:
             return [after(number) for number in range(1, self.rounds + 1)]

@@ -51,7 +51,7 @@ class NeuronMerging:
     ----------
     ratio : float
         Share of neurons removed from every layer, in [0, 1).
-    criterion : {"l1-norm", "l2-norm", "geometric-median"}
+    criterion : {"l1", "l2", "geometric-median"}
         Importance: the norm of a neuron's weights, or the sum of its distances to all others (those near the
         geometric median go first).
     merge : bool
@@ -66,7 +66,7 @@ class NeuronMerging:
     uses_scheme: ClassVar[bool] = False
 
     ratio: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    criterion: Literal["l1-norm", "l2-norm", "geometric-median"] = "l1-norm"
+    criterion: Literal["l1", "l2", "geometric-median"] = "l1"
     merge: bool = True
     threshold: Annotated[float, Field(ge=-1, le=1)] = 0.45
     cosine_weight: Annotated[float, Field(ge=0, le=1)] = 0.85
@@ -130,7 +130,7 @@ class NeuronMerging:
         if self.criterion == "geometric-median":
             importance = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").sum(dim=1)
         else:
-            importance = rows.norm(p=1 if self.criterion == "l1-norm" else 2, dim=1)
+            importance = rows.norm(p=1 if self.criterion == "l1" else 2, dim=1)
         count = round(len(rows) * (1 - self.ratio))
         return importance.argsort(descending=True, stable=True)[:count].sort().values
 

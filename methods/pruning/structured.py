@@ -79,7 +79,7 @@ class Structured:
         Of what: of the channels of the layers that can lose some, of the model's multiply-accumulates, or of its
         parameters. The target is exceeded by less than one step of ``round_to`` channels; what was reached is reported
         as progress.
-    scope : {"global", "local"}
+    scope : {"global", "layer"}
         Rank the channels of all layers together, or give all layers the same share (with ``target="ratio"``: the
         nearest number that ``round_to`` allows).
     criterion : {"l1", "l2", "geometric-median", "bn-gamma", "taylor", "random"}

@@ -26,8 +26,8 @@ class Threshold:
     """Zero the weights below a layer's threshold and retrain the others; again for as many rounds as asked.
 
     The threshold is ``quality`` times the standard deviation of the layer's weights that are left: it rises from round
-    to round. With ``kept``, the thresholds are instead those that leave these shares of the layers' weights
-    (``round((1 - share) * n)`` of ``n`` are zeroed), approached geometrically: ``share ** (r / rounds)`` after round r.
+    to round. With ``sparsity``, the thresholds are instead those that zero these shares of the layers' weights
+    (``round(share * n)`` of ``n``), approached geometrically: ``(1 - share) ** (r / rounds)`` are left after round r.
 
     Source: Han et al., "Learning both Weights and Connections for Efficient Neural Networks", NeurIPS 2015
     (arXiv:1506.02626), §3: the threshold is a quality parameter times the standard deviation of a layer's weights; the
@@ -51,9 +51,9 @@ class Threshold:
         Threshold in standard deviations.
     quality_conv, quality_linear : float, optional
         Instead of ``quality`` for convolutions, and for linear layers (attention's projections among them).
-    kept : tuple of float, optional
-        Shares of the weights kept, in (0, 1], one for each weight of :mod:`methods.layers.prunable` in the model's
-        order; instead of the qualities.
+    sparsity : tuple of float, optional
+        Shares of zeros, in [0, 1), one for each weight of :mod:`methods.layers.prunable` in the model's order; instead
+        of the qualities.
     rounds : int
         Of pruning, each followed by ``finetune_epochs``.
     finetune_epochs : int
@@ -67,7 +67,7 @@ class Threshold:
     quality: Quality = 1.0
     quality_conv: Quality | None = None
     quality_linear: Quality | None = None
-    kept: tuple[Annotated[float, Field(gt=0, le=1)], ...] | None = None
+    sparsity: tuple[Annotated[float, Field(ge=0, lt=1)], ...] | None = None
     rounds: Annotated[int, Field(ge=1)] = 1
     finetune_epochs: Annotated[int, Field(ge=0)] = 0
     finetune_lr_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
@@ -77,14 +77,14 @@ class Threshold:
         weights = prunable_weights(model)
         if reason := no_weights(weights):
             return reason
-        if self.kept is not None and len(self.kept) != len(weights):
+        if self.sparsity is not None and len(self.sparsity) != len(weights):
             return (
-                f"kept has {len(self.kept)} shares, and the model has {len(weights)} layers that can be pruned "
+                f"sparsity has {len(self.sparsity)} shares, and the model has {len(weights)} layers that can be pruned "
                 f"({', '.join(weights)}): give one share for each, in this order"
             )
         if self.finetune_epochs and (reason := masks.untrainable(context, f"finetune_epochs={self.finetune_epochs}")):
             return reason
-        return self._emptied(self._masks(model, _everything(weights), 1 if self.kept is None else self.rounds))
+        return self._emptied(self._masks(model, _everything(weights), 1 if self.sparsity is None else self.rounds))
 
     def compress(self, model: nn.Module, context: Context) -> nn.Module:
         """Return a pruned copy of ``model``.
@@ -111,8 +111,8 @@ class Threshold:
         return pruned
 
     def _emptied(self, kept: Masks) -> str | None:
-        if self.kept is not None:
-            return masks.emptied(kept, f"kept={list(self.kept)}", "raise the layer's share")
+        if self.sparsity is not None:
+            return masks.emptied(kept, f"sparsity {list(self.sparsity)}", "lower the layer's share")
         return masks.emptied(kept, "the threshold", "lower the quality")
 
     def _masks(self, model: nn.Module, kept: Masks, number: int) -> Masks:
@@ -120,11 +120,12 @@ class Threshold:
         found: Masks = {}
         for index, (name, weight) in enumerate(prunable_weights(model).items()):
             magnitude = weight.detach().abs().masked_fill(~kept[name], -1.0)
-            if self.kept is None:
+            if self.sparsity is None:
                 found[name] = kept[name] & (magnitude >= self._threshold(weight, weight.detach()[kept[name]]))
             else:
-                share = self.kept[index] ** (number / self.rounds)
-                found |= masks.keep_highest({name: magnitude}, 1 - share, "layer")
+                goal = self.sparsity[index]
+                share = goal if number == self.rounds else 1 - (1 - goal) ** (number / self.rounds)
+                found |= masks.keep_highest({name: magnitude}, share, "layer")
         return found
 
     def _threshold(self, weight: Tensor, left: Tensor) -> float:

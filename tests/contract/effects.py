@@ -66,8 +66,8 @@ def trained_on(original: nn.Module, compressed: nn.Module, method: Any) -> None:
 
 def below_threshold(original: nn.Module, compressed: nn.Module, method: Any) -> None:
     zeros, sizes = zeros_and_sizes(compressed)
-    if method.kept is not None:
-        assert zeros == [round((1 - share) * size) for share, size in zip(method.kept, sizes, strict=True)]
+    if method.sparsity is not None:
+        assert zeros == [round(share * size) for share, size in zip(method.sparsity, sizes, strict=True)]
     elif method.rounds == 1:
         weights = [m.weight.detach().double() for m in original.modules() if isinstance(m, LAYERS)]
         assert zeros == [int((w.abs() < method.quality * w.std(correction=0)).sum()) for w in weights]
@@ -80,7 +80,7 @@ def ticket(original: nn.Module, compressed: nn.Module, method: Any) -> None:
     if method.sparsity is not None:
         assert sum(zeros) == round(method.sparsity * sum(sizes))
     else:
-        rates = [method.rate] * (len(sizes) - 1) + [method.rate / 2]
+        rates = [method.ratio] * (len(sizes) - 1) + [method.ratio / 2]
         assert zeros == [n - round(n * (1 - r) ** method.rounds) for n, r in zip(sizes, rates, strict=True)]
 
 
@@ -192,7 +192,7 @@ EFFECTS: Mapping[str, Callable[[nn.Module, nn.Module, Any], None]] = {
     "baseline": same,
     "finetune": trained_on,
     "gradual": sparse,
-    "han": below_threshold,
+    "threshold": below_threshold,
     "hashed-nets": hashed,
     "kmeans-sharing": clustered,
     "lottery-ticket": ticket,
@@ -217,12 +217,12 @@ VARIANTS: list[tuple[str, Mapping[str, Any]]] = [
     ("magnitude", {"sparsity": 0.8, "scope": "layer"}),
     ("magnitude", {"sparsity": 0.8, "finetune_epochs": 1}),
     ("neuron-merging", {"ratio": 0.3, "merge": False, "criterion": "geometric-median"}),
-    ("neuron-merging", {"ratio": 0.7, "criterion": "l2-norm"}),
+    ("neuron-merging", {"ratio": 0.7, "criterion": "l2"}),
     ("ptq-int8", {"range": "percentile"}),
     ("magnitude", {"sparsity": 0.9, "scope": "erk", "finetune_epochs": 1, "finetune_lr_scale": 0.5}),
     ("finetune", {"epochs": 2, "lr_scale": 1.0, "keep_zeros": False}),
     ("random", {"sparsity": 0.9, "scope": "erk", "finetune_epochs": 1}),
-    ("han", {"quality": 0.7, "rounds": 2, "finetune_epochs": 1}),
+    ("threshold", {"quality": 0.7, "rounds": 2, "finetune_epochs": 1}),
     ("gradual", {"sparsity": 0.8, "scope": "global", "from_scratch": True}),
     ("gradual", {"sparsity": 0.9, "initial_sparsity": 0.3, "begin": 0.1, "end": 0.6, "frequency": 7, "epochs": 2}),
     ("lottery-ticket", {"sparsity": 0.5, "rewind_epoch": 1, "scope": "global"}),
@@ -243,7 +243,7 @@ VARIANTS: list[tuple[str, Mapping[str, Any]]] = [
     ("product-quantization", {"centroids": 8, "large_block": True, "finetune_epochs": 1}),
     ("product-quantization", {"centroids": 16, "activation_aware": False, "quantize_first": True}),
     ("product-quantization", {"moments": "position", "layer_epochs": 1, "calibration": 64}),
-    ("structured", {"ratio": 0.4, "scope": "local", "criterion": "taylor", "round_to": 1}),
+    ("structured", {"ratio": 0.4, "scope": "layer", "criterion": "taylor", "round_to": 1}),
     (
         "structured",
         {"ratio": 0.5, "target": "macs", "criterion": "geometric-median", "round_to": 4, "finetune_epochs": 1},
@@ -251,7 +251,7 @@ VARIANTS: list[tuple[str, Mapping[str, Any]]] = [
     ("structured", {"ratio": 0.3, "target": "params", "criterion": "random", "round_to": 1}),
     ("network-slimming", {"ratio": 0.3, "from_scratch": True, "sparse_epochs": 2}),
     ("structured", {"target": "macs", "criterion": "taylor", "finetune_epochs": 1}),
-    ("structured", {"scope": "local", "criterion": "geometric-median"}),
-    ("structured", {"merge": True, "merge_threshold": 0.1, "ratio": 0.4, "scope": "local", "round_to": 1}),
+    ("structured", {"scope": "layer", "criterion": "geometric-median"}),
+    ("structured", {"merge": True, "merge_threshold": 0.1, "ratio": 0.4, "scope": "layer", "round_to": 1}),
     ("structured", {"target": "params", "criterion": "l2", "round_to": 1, "recalibrate": False}),
 ]

@@ -71,7 +71,7 @@ LAYERS = ("fc1.weight", "fc2.weight", "fc3.weight")
 def test_each_round_prunes_the_smallest_trained_weights_and_rewinds_the_rest() -> None:
     trainer = Recording()
     given = context(trainer=trainer)
-    ticket = LotteryTicket(rounds=2, rate=0.2).compress(reference("perceptron").model, given)
+    ticket = LotteryTicket(rounds=2, ratio=0.2).compress(reference("perceptron").model, given)
     initial = reference("perceptron").fresh().state_dict()
     assert len(trainer.recipes) == 3
     assert all(recipe == given.recipe for recipe in trainer.recipes)
@@ -137,7 +137,7 @@ def test_the_control_has_the_same_ticket_and_other_initial_weights() -> None:
 def test_global_scope_ranks_all_but_the_output_layer_together() -> None:
     trainer = Recording()
     given = context(trainer=trainer)
-    ticket = LotteryTicket(rounds=1, rate=0.5, output_rate=0.0, scope="global").compress(
+    ticket = LotteryTicket(rounds=1, ratio=0.5, output_ratio=0.0, scope="global").compress(
         reference("perceptron").model, given
     )
     hidden = torch.cat([trainer.ended[0][name].abs().flatten() for name in LAYERS[:2]])
@@ -155,12 +155,12 @@ def test_reasons() -> None:
     )
     with pytest.raises(Unsupported, match="rounds=90 would zero all 3072 weights of layer 'fc1'; lower it"):
         LotteryTicket(rounds=90).compress(model, context())
-    with pytest.raises(Unsupported, match=r"sparsity 0\.99 cannot be met: output_rate 0 keeps 320 of 4928 weights"):
-        LotteryTicket(sparsity=0.99, output_rate=0.0).compress(model, context())
+    with pytest.raises(Unsupported, match=r"sparsity 0\.99 cannot be met: output_ratio 0 keeps 320 of 4928 weights"):
+        LotteryTicket(sparsity=0.99, output_ratio=0.0).compress(model, context())
 
 
 @pytest.mark.parametrize(
-    "values", [{"rate": 1.0}, {"sparsity": 0.0}, {"rounds": 0}, {"rewind_epoch": -1}, {"scope": "erk"}]
+    "values", [{"ratio": 1.0}, {"sparsity": 0.0}, {"rounds": 0}, {"rewind_epoch": -1}, {"scope": "erk"}]
 )
 def test_bad_values_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(SpecError, match=next(iter(values))):

@@ -132,10 +132,10 @@ def stages(*seconds: float) -> str:
 def test_the_origin_names_command_machine_date_commit_and_work(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = {"cpu_model": "Some CPU", "cores": 2}
     monkeypatch.setattr("results.queries.full", lambda db, run_id: {"machine": machine})
-    two = json.dumps([{"name": "han"}, {"name": "kmeans-sharing"}])
+    two = json.dumps([{"name": "threshold"}, {"name": "kmeans-sharing"}])
     rows = [
         run(1, stages=stages(100, 0)),
-        run(2, stages=stages(100, 30), chain='[{"name": "han"}]'),
+        run(2, stages=stages(100, 30), chain='[{"name": "threshold"}]'),
         run(3, stages=stages(100, 30, 20), chain=two, git_dirty=True),
         run(4, stages=stages(90, 0), seed=1),
     ]

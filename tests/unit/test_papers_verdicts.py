@@ -133,7 +133,7 @@ def test_a_metric_is_a_column_in_the_unit_that_readers_are_shown(
 def test_the_figure_after_a_stage_is_that_stages_own() -> None:
     stages = [
         {"name": "train", "params_nonzero": 1000, "plain_bytes": 4000, "container_bytes": 3600},
-        {"name": "han", "params_nonzero": 100, "plain_bytes": 4000, "container_bytes": 400},
+        {"name": "threshold", "params_nonzero": 100, "plain_bytes": 4000, "container_bytes": 400},
         {"name": "kmeans-sharing", "params_nonzero": 100, "plain_bytes": 4000, "container_bytes": 100},
     ]
     measured = {"stages": json.dumps(stages), "container_bytes": 100, "container_compression_ratio": 40.0}

@@ -442,7 +442,7 @@ def test_criteria_that_cannot_be_had() -> None:
 
 @pytest.mark.parametrize("target", ["ratio", "macs", "params"])
 @pytest.mark.parametrize("ratio", [0.0, 0.3, 0.6])
-@pytest.mark.parametrize("scope", ["global", "local"])
+@pytest.mark.parametrize("scope", ["global", "layer"])
 def test_the_target_is_met_and_no_step_is_wasted(target: budget.Target, ratio: float, scope: budget.Scope) -> None:
     make, shape = NETWORKS["resnet20"]
     model = lively(make())
@@ -453,7 +453,7 @@ def test_the_target_is_met_and_no_step_is_wasted(target: budget.Target, ratio: f
     assert plan.macs == pytest.approx(1 - counts.macs(smaller, example) / counts.macs(model, example))
     assert plan.params == pytest.approx(1 - counts.parameters(smaller)[0] / counts.parameters(model)[0])
     assert all(after % 4 == 0 and after >= 4 for _, _, after in plan.sizes)
-    if (scope, target) == ("local", "ratio"):
+    if (scope, target) == ("layer", "ratio"):
         for _, before, after in plan.sizes:
             assert abs(after - before * (1 - ratio)) <= 2
         return
@@ -498,7 +498,7 @@ def test_steps(channels: int, width: int, round_to: int, expected: int) -> None:
 
 def test_counts_that_are_no_multiples_become_some() -> None:
     make, shape = NETWORKS["lenet5-caffe"]
-    _, plan = Structured(ratio=0.08, scope="local").plan(lively(make()), context(shape))
+    _, plan = Structured(ratio=0.08, scope="layer").plan(lively(make()), context(shape))
     assert plan.sizes == (("conv1", 20, 20), ("conv2", 50, 48), ("fc1", 500, 464))
 
 

@@ -27,7 +27,7 @@ from methods.pruning.structure.links import find_links
 from methods.pruning.structure.surgery import masked, remove
 from methods.pruning.structured import Structured
 
-EVENLY: dict[str, Any] = {"scope": "local", "round_to": 1, "merge": True}
+EVENLY: dict[str, Any] = {"scope": "layer", "round_to": 1, "merge": True}
 DEFAULTS: dict[str, Any] = {"threshold": 0.45, "cosine_weight": 0.85}
 
 
@@ -98,7 +98,7 @@ def test_multiples_of_other_neurons_are_removed_without_loss(normalised: bool) -
     given = context(1, 8, 8, progress=lambda _, text: messages.append(text))
     x = torch.randn(16, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     merged = Structured(**EVENLY, ratio=0.5).compress(model, given)
-    dropped = Structured(scope="local", round_to=1, ratio=0.5).compress(model, given)
+    dropped = Structured(scope="layer", round_to=1, ratio=0.5).compress(model, given)
     with torch.no_grad():
         before = model(x)
         assert (merged(x) - before).abs().max() <= 1e-10
@@ -234,7 +234,7 @@ def test_layers_to_which_it_does_not_apply_are_just_smaller() -> None:
     messages: list[str] = []
     given = context(1, 8, 8, progress=lambda _, text: messages.append(text))
     merged = Structured(**EVENLY, merge_threshold=-1).compress(model, given)
-    dropped = Structured(scope="local", round_to=1).compress(model, given)
+    dropped = Structured(scope="layer", round_to=1).compress(model, given)
     assert "; merged: 0 4 of 4, 6 10 of 10" in messages[0]
     assert "merged" not in messages[-1]
     same = {name for name, value in dropped.state_dict().items() if torch.equal(merged.state_dict()[name], value)}
@@ -258,7 +258,7 @@ def test_merging_keeps_more_of_what_was_learned() -> None:
     x = given.images(360)
     changes = []
     for merge in (False, True):
-        method = Structured(scope="local", round_to=1, ratio=0.4, merge=merge)
+        method = Structured(scope="layer", round_to=1, ratio=0.4, merge=merge)
         with torch.no_grad():
             smaller = method.compress(given.model, context(1, 8, 8))
             changes.append(float((smaller(x) - given.model(x)).square().mean()))

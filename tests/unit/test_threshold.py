@@ -70,7 +70,7 @@ def test_a_later_round_measures_the_weights_that_are_left() -> None:
 
 def test_the_papers_shares_of_lenet_300_100_are_met_exactly() -> None:
     model = models.create("lenet-300-100", 0)
-    pruned = Threshold(kept=(0.08, 0.09, 0.26), rounds=3).compress(model, context(**NOTHING))
+    pruned = Threshold(sparsity=(0.92, 0.91, 0.74), rounds=3).compress(model, context(**NOTHING))
     left = [int((weight != 0).sum()) for weight in prunable_weights(pruned).values()]
     assert left == [18816, 2700, 260]
     assert sum(weight.numel() for weight in prunable_weights(model).values()) / sum(left) > 12
@@ -87,7 +87,7 @@ def test_rounds_approach_the_shares_geometrically_and_never_give_back() -> None:
         )
     )
     model = reference("perceptron").model
-    Threshold(kept=(0.064, 0.125, 0.5), rounds=3, finetune_epochs=1).compress(model, given)
+    Threshold(sparsity=(0.936, 0.875, 0.5), rounds=3, finetune_epochs=1).compress(model, given)
     sizes = [weight.numel() for weight in prunable_weights(model).values()]
     for number, masks in enumerate(found, start=1):
         expected = [share ** (number / 3) * size for share, size in zip((0.064, 0.125, 0.5), sizes, strict=True)]
@@ -98,21 +98,21 @@ def test_rounds_approach_the_shares_geometrically_and_never_give_back() -> None:
 
 def test_retraining_after_each_round_keeps_the_zeros() -> None:
     given, model = context(), reference("perceptron").model
-    tuned = Threshold(kept=(0.1, 0.1, 0.3), rounds=2, finetune_epochs=1).compress(model, given)
+    tuned = Threshold(sparsity=(0.9, 0.9, 0.7), rounds=2, finetune_epochs=1).compress(model, given)
     sizes = [weight.numel() for weight in prunable_weights(model).values()]
     left = [int((weight != 0).sum()) for weight in prunable_weights(tuned).values()]
-    assert left == [size - round((1 - share) * size) for share, size in zip((0.1, 0.1, 0.3), sizes, strict=True)]
+    assert left == [size - round(share * size) for share, size in zip((0.9, 0.9, 0.7), sizes, strict=True)]
 
 
 def test_reasons() -> None:
     model = reference("perceptron").model
-    reason = Threshold(kept=(0.1, 0.2)).unsupported(model, context())
+    reason = Threshold(sparsity=(0.9, 0.8)).unsupported(model, context())
     assert reason is not None
-    assert "kept has 2 shares, and the model has 3 layers that can be pruned (fc1, fc2, fc3)" in reason
+    assert "sparsity has 2 shares, and the model has 3 layers that can be pruned (fc1, fc2, fc3)" in reason
     with pytest.raises(Unsupported, match="would zero all 3072 weights of layer 'fc1'; lower the quality"):
         Threshold(quality=50.0).compress(model, context())
-    with pytest.raises(Unsupported, match="layer 'fc3'; raise the layer's share"):
-        Threshold(kept=(0.1, 0.1, 0.001)).compress(model, context())
+    with pytest.raises(Unsupported, match="layer 'fc3'; lower the layer's share"):
+        Threshold(sparsity=(0.9, 0.9, 0.999)).compress(model, context())
     layer = nn.Linear(10, 1, bias=False)
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[0.1] * 8 + [1.0, -1.0]]))
@@ -123,7 +123,8 @@ def test_reasons() -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [{"quality": -1}, {"quality_conv": float("nan")}, {"kept": [0.5, 0.0]}, {"kept": [1.5]}, {"rounds": 0}]
+    "values",
+    [{"quality": -1}, {"quality_conv": float("nan")}, {"sparsity": [0.5, 1.0]}, {"sparsity": [-0.5]}, {"rounds": 0}],
 )
 def test_bad_values_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(SpecError, match=next(iter(values))):

@@ -13,7 +13,7 @@ from methods.pruning.structure.criteria import Scores
 from methods.pruning.structure.units import Layer, Structure, Unit
 
 Target = Literal["ratio", "macs", "params"]
-Scope = Literal["global", "local"]
+Scope = Literal["global", "layer"]
 
 _WORDS = {"ratio": "channels", "macs": "multiply-accumulates", "params": "parameters"}
 
@@ -86,10 +86,10 @@ def make(
     """Choose the units of lowest score.
 
     The units of each layer are ranked, and taken in steps (:func:`step`); every layer keeps at least one step, and
-    ``min_channels``. With ``"global"`` the steps of all layers are ranked by their mean score. With ``"local"`` they
+    ``min_channels``. With ``"global"`` the steps of all layers are ranked by their mean score. With ``"layer"`` they
     are ranked by the share of its layer that each step brings the removal to, so that all layers lose the same share.
     Steps are taken in this order until the target is reached; those that the last one made unnecessary are given back,
-    so that the target is exceeded by less than any one step. The exception is ``"local"`` with ``"ratio"``: every layer
+    so that the target is exceeded by less than any one step. The exception is ``"layer"`` with ``"ratio"``: every layer
     gets the number of channels nearest to its ``1 - ratio``.
 
     Parameters
@@ -102,7 +102,7 @@ def make(
         Share to remove, in [0, 1).
     target : {"ratio", "macs", "params"}
         Of what: the channels of the layers that can lose some; the model's multiply-accumulates; its parameters.
-    scope : {"global", "local"}
+    scope : {"global", "layer"}
         Rank all layers together, or each by itself.
     round_to : int
         Channels that stay are multiples of it.
@@ -120,7 +120,7 @@ def make(
             ranked += _chunks(index, layer, values.tolist(), scope, round_to, min_channels)
     ranked.sort(key=lambda chunk: chunk.key)  # stable: of equal ones, the layer that runs first
     measure = _Measure(structure, [part is not None for part in scores])
-    if scope == "local" and target == "ratio":
+    if scope == "layer" and target == "ratio":
         taken = [chunk for chunk in ranked if chunk.key <= ratio]
     else:
         goal = ratio - 1e-9  # shares are quotients of whole numbers
