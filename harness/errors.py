@@ -21,7 +21,20 @@ anything else that escapes is a bug and keeps its traceback in the record.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+from harness.text import cut, printable
+
+_LINES = 3
+_CHARACTERS = 500
+_UNFINISHED = (":", "!", ",", ";", "(", "[", "{")
+# What torch and its exporter write around the line that explains: how to ask for more, and where they were.
+_NOISE = re.compile(
+    r"(For (more|extended|C\+\+)\b|If you suspect|The error above occurred|The following call raised|Set TORCH|Traceback"
+    r"|File \"|Suggested fixes|Exception from )"
+)
+_ADVICE = re.compile(r"\s*For more (information|details|debugging help)\b.*$")
 
 
 class AssayError(Exception):
@@ -91,3 +104,55 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"Did you mean {near[0]!r}? " if near else ""
     return f"{hint}Allowed: {', '.join(names) or '(none)'}."
+
+
+def explanation(error: BaseException) -> str:
+    """What went wrong, in as many lines of the error's text as it takes to say it, joined to one.
+
+    Many libraries write a heading first and the reason below it ("Constraints violated (batch)!", "... failed with
+    OpConversionFailure:"): a line that ends unfinished takes the next one with it, up to three. Advice on how to log
+    more is left out.
+
+    Parameters
+    ----------
+    error : BaseException
+        Any error; its ``str`` may be empty, huge or broken.
+
+    Returns
+    -------
+    str
+        One line of at most 500 characters; it begins with the error's type unless the error is Assay's own.
+
+    Examples
+    --------
+    >>> explanation(ValueError("Error in loading:\\n\\n  the key 'a' is missing\\nand a tail"))
+    "ValueError: Error in loading: the key 'a' is missing"
+    """
+    return cut(printable(_explained(error, depth=_LINES)), _CHARACTERS)
+
+
+def _explained(error: BaseException, depth: int) -> str:
+    kind = "" if isinstance(error, AssayError) else type(error).__name__
+    text = _useful(error)
+    below = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error.__cause__
+    needs_more = not text or text.endswith(":") or isinstance(error, BaseExceptionGroup)
+    if needs_more and below is not None and depth:
+        text = f"{text} {_explained(below, depth - 1)}".strip()
+    return ": ".join(part for part in (kind, text) if part) or type(error).__name__
+
+
+def _useful(error: BaseException) -> str:
+    try:
+        # A megabyte of text is cut before it is split.
+        lines = str(error)[:20_000].splitlines()
+    except Exception:  # noqa: BLE001  a foreign __str__ may raise anything
+        return ""
+    useful = (_ADVICE.sub("", line.strip()) for line in lines)
+    kept: list[str] = []
+    for line in useful:
+        if not any(sign.isalnum() for sign in line) or _NOISE.match(line):
+            continue
+        kept.append(line.removeprefix("- "))
+        if len(kept) == _LINES or not line.endswith(_UNFINISHED):
+            break
+    return " ".join(kept)
