@@ -31,8 +31,8 @@ _CHARACTERS = 500
 _UNFINISHED = (":", "!", ",", ";", "(", "[", "{")
 # What torch and its exporter write around the line that explains: how to ask for more, and where they were.
 _NOISE = re.compile(
-    r"(For (more|extended|C\+\+)\b|If you suspect|The error above occurred|The following call raised|Set TORCH|Traceback"
-    r"|File \"|Suggested fixes|Exception from )"
+    r"(For (more|extended|C\+\+)\b|If you suspect|The error above occurred|The following call raised|Set TORCH"
+    r"|Traceback|File \"|Suggested fixes|Exception from )"
 )
 _ADVICE = re.compile(r"\s*For more (information|details|debugging help)\b.*$")
 
@@ -107,7 +107,7 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 
 
 def explanation(error: BaseException) -> str:
-    """What went wrong, in as many lines of the error's text as it takes to say it, joined to one.
+    r"""What went wrong, in as many lines of the error's text as it takes to say it, joined to one.
 
     Many libraries write a heading first and the reason below it ("Constraints violated (batch)!", "... failed with
     OpConversionFailure:"): a line that ends unfinished takes the next one with it, up to three. Advice on how to log
@@ -125,7 +125,7 @@ def explanation(error: BaseException) -> str:
 
     Examples
     --------
-    >>> explanation(ValueError("Error in loading:\\n\\n  the key 'a' is missing\\nand a tail"))
+    >>> explanation(ValueError("Error in loading:\n\n  the key 'a' is missing\nand a tail"))
     "ValueError: Error in loading: the key 'a' is missing"
     """
     return cut(printable(_explained(error, depth=_LINES)), _CHARACTERS)
