@@ -8,62 +8,22 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from harness.contracts import Step
+from harness.calling import call, evaluating
+from harness.contracts import Batch, Step
+from harness.contracts import Recipe as Recipe  # users' own code imports it from here
 from harness.errors import NotFinite
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from harness.contracts import Data
+    from harness.contracts import Loss, Metric, Signature, Split, Tensors
 
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How a model is trained.
-
-    Parameters
-    ----------
-    epochs : int
-        Passes over the training data.
-    batch_size : int
-        Examples per step.
-    lr : float
-        Peak learning rate.
-    optimizer : {"sgd", "adam", "adamw"}
-        Adam and AdamW with their usual betas.
-    momentum : float
-        Of SGD.
-    nesterov : bool
-        Whether SGD's momentum is Nesterov's.
-    weight_decay : float
-        L2 (SGD, Adam) or decoupled (AdamW) decay; not applied to biases and normalisation parameters.
-    schedule : {"onecycle", "cosine", "constant"}
-        Per-step schedule; "onecycle" warms up linearly over the first 20 % of steps, then decays linearly to 0.
-    label_smoothing : float
-        Of the cross-entropy.
-    augment : bool
-        Whether the task's training augmentation is on.
-    """
-
-    epochs: int
-    batch_size: int = 128
-    lr: float = 0.1
-    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
-    momentum: float = 0.9
-    nesterov: bool = True
-    weight_decay: float = 5e-4
-    schedule: Literal["onecycle", "cosine", "constant"] = "onecycle"
-    label_smoothing: float = 0.0
-    augment: bool = True
-
-    def finetune(self, epochs: int, lr_scale: float = 0.1) -> Recipe:
-        """The same recipe for ``epochs`` at ``lr * lr_scale``, cosine (Han et al. 2015, §3.2: retrain at lr/10)."""
-        return replace(self, epochs=epochs, lr=self.lr * lr_scale, schedule="cosine")
+_EVALUATION_BATCH = 500
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
@@ -88,44 +48,52 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
     return recipe.lr * (steps - step) / (steps - warm)
 
 
-def evaluate(model: nn.Module, batches: Iterable[tuple[Any, Any]]) -> tuple[int, int]:
-    """Count correct top-1 predictions, in eval mode; the model's mode is restored.
+def evaluate(
+    model: nn.Module, batches: Iterable[Batch], signature: Signature, metrics: Sequence[Metric]
+) -> dict[str, float]:
+    """Score a torch model, in evaluation mode; every module's mode is restored.
 
     Parameters
     ----------
     model : nn.Module
-        Maps inputs (n, ...) to logits (n, classes).
-    batches : iterable
-        (inputs, labels) as tensors or NumPy arrays.
+    batches : iterable of Batch
+        With targets.
+    signature : Signature
+    metrics : sequence of Metric
 
     Returns
     -------
-    correct, n : int
-        Correct predictions, and examples seen.
+    dict
+        Metric name to value over all examples.
 
     Raises
     ------
     NotFinite
         If an output is NaN or infinite.
     """
+    import numpy as np
     import torch
 
-    training = model.training
-    model.eval()
-    correct = n = 0
-    try:
-        with torch.inference_mode():
-            for x, y in batches:
-                logits = model(torch.as_tensor(x))
-                if not bool(torch.isfinite(logits).all()):
+    scores: list[list[Any]] = [[] for _ in metrics]
+    n = 0
+    with evaluating(model):
+        for batch in batches:
+            outputs = call(model, batch.inputs, signature)
+            for name, value in outputs.items():
+                if value.is_floating_point() and not bool(torch.isfinite(value).all()):
                     raise NotFinite(
-                        f"The model's outputs hold NaN or infinity (examples {n} to {n + len(logits) - 1})."
+                        f"The model's output {name!r} holds NaN or infinity (examples {n} to {n + len(batch) - 1})."
                     )
-                correct += int((logits.argmax(1) == torch.as_tensor(y)).sum())
-                n += len(logits)
-    finally:
-        model.train(training)
-    return correct, n
+            arrays = {name: value.numpy() for name, value in outputs.items()}
+            targets = {name: value.numpy() for name, value in batch.targets.items()}
+            for metric, kept in zip(metrics, scores, strict=True):
+                kept.append(metric.score(arrays, targets))
+            n += len(batch)
+    return {
+        metric.name: float(metric.value(np.concatenate(kept)))
+        for metric, kept in zip(metrics, scores, strict=True)
+        if kept
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,20 +108,32 @@ class SGDTrainer:
 
     Parameters
     ----------
-    data : Data
-        Gives training and validation batches.
+    data : mapping
+        "train", and "validation" where there is one.
+    signature : Signature
+        How the model is called.
+    loss : Loss
+        What is minimised.
     seed : int
-        Of data order, augmentation and random layers.
+        Seed of data order, augmentation and random layers.
+    metrics : tuple of Metric
+        What the trained model is scored by on "validation"; the first one counts.
     threads : int
-        Of torch.
+        Threads of torch.
     progress : callable
         ``progress(fraction, message)``.
+    say : callable
+        ``say(sentence)``: what was done otherwise than asked.
     """
 
-    data: Data
+    data: Mapping[str, Split]
+    signature: Signature
+    loss: Loss
     seed: int
+    metrics: tuple[Metric, ...] = ()
     threads: int = 1
     progress: Callable[[float, str], None] = lambda fraction, message: None
+    say: Callable[[str], None] = lambda sentence: None
 
     def __call__(
         self,
@@ -161,9 +141,11 @@ class SGDTrainer:
         recipe: Recipe,
         *,
         after_step: Callable[[Step], None] | None = None,
-        loss: Callable[[nn.Module, Tensor, Tensor], Tensor] | None = None,
+        objective: Callable[[nn.Module, Batch], Tensor] | None = None,
     ) -> Mapping[str, float]:
-        """Train ``model`` in place and leave it in eval mode.
+        """Train ``model`` in place and leave it in evaluation mode.
+
+        A last batch of a single example joins the batch before it, since BatchNorm cannot train on one; that is said.
 
         Parameters
         ----------
@@ -173,14 +155,14 @@ class SGDTrainer:
             How.
         after_step : callable, optional
             Called after every optimizer step, gradients off.
-        loss : callable, optional
-            ``loss(model, inputs, labels)``, instead of the cross-entropy of the model's outputs.
+        objective : callable, optional
+            ``objective(model, batch)``, instead of the task's loss.
 
         Returns
         -------
         mapping
-            ``train_loss``, the mean over the last epoch, and ``validation_accuracy`` in [0, 1]; each only where there
-            is one.
+            ``train_loss``, the mean over the last epoch, and ``validation_NAME`` of the first metric (such as
+            ``validation_accuracy``, in [0, 1]); each only where there is one.
 
         Raises
         ------
@@ -190,9 +172,16 @@ class SGDTrainer:
         import torch
 
         metrics: dict[str, float] = {}
-        per_epoch = math.ceil(self.data.train_size / recipe.batch_size)
+        train = self.data["train"]
+        per_epoch = math.ceil(train.size / recipe.batch_size)
+        if lone := train.size % recipe.batch_size == 1 and per_epoch > 1:
+            per_epoch -= 1
+            self.say(
+                f"The last training batch would hold one example of {train.size} (batch size {recipe.batch_size}); it "
+                "joins the batch before it."
+            )
         steps = recipe.epochs * per_epoch
-        objective = loss or cross_entropy(recipe.label_smoothing)
+        minimised = objective or self._objective(recipe.label_smoothing)
         with _reproducible(self.seed, self.threads):
             model.to(memory_format=torch.channels_last)
             model.train()
@@ -200,12 +189,12 @@ class SGDTrainer:
             step = 0
             for epoch in range(recipe.epochs):
                 total = 0.0
-                batches = self.data.train(recipe.batch_size, seed=_epoch_seed(self.seed, epoch), augment=recipe.augment)
-                for x, y in batches:
+                batches = train.batches(recipe.batch_size, seed=_epoch_seed(self.seed, epoch), augment=recipe.augment)
+                for batch in _joined(batches) if lone else batches:
                     for group in optimizer.param_groups:
                         group["lr"] = learning_rate(recipe, step, steps)
                     optimizer.zero_grad(set_to_none=True)
-                    value = objective(model, _channels_last(x), y)
+                    value = minimised(model, replace(batch, inputs=_channels_last(batch.inputs)))
                     current = value.item()
                     if not math.isfinite(current):
                         raise NotFinite(
@@ -226,31 +215,49 @@ class SGDTrainer:
                                     epoch_end=(step + 1) % per_epoch == 0,
                                 )
                             )
-                    total += current * len(y)
+                    total += current * len(batch)
                     step += 1
                     if step % 20 == 0:
                         self.progress(min(1.0, step / steps), f"epoch {epoch + 1}/{recipe.epochs}, loss {current:.3f}")
-                metrics["train_loss"] = total / self.data.train_size
+                metrics["train_loss"] = total / train.size
             model.eval()
-            if self.data.validation_size:
-                correct, n = evaluate(model, self.data.validation(500))
-                metrics["validation_accuracy"] = correct / n
+            if "validation" in self.data and self.metrics:
+                batches = self.data["validation"].batches(self.signature.batch or _EVALUATION_BATCH)
+                scored = evaluate(model, batches, self.signature, self.metrics[:1])
+                metrics |= {f"validation_{name}": value for name, value in scored.items()}
             model.to(memory_format=torch.contiguous_format)
         self.progress(1.0, ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in metrics.items()))
         return metrics
 
-
-def cross_entropy(label_smoothing: float) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
-    """The trainer's own loss, for a method that adds a penalty to it: mean cross-entropy of ``model(x)`` in nats."""
-    from torch.nn import functional as F
-
-    return lambda model, x, y: F.cross_entropy(model(x), y, label_smoothing=label_smoothing)
+    def _objective(self, label_smoothing: float) -> Callable[[nn.Module, Batch], Tensor]:
+        return lambda model, batch: self.loss(call(model, batch.inputs, self.signature), batch.targets, label_smoothing)
 
 
-def _channels_last(x: Tensor) -> Tensor:
+def _joined(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches with a last one of a single example joined to the one before it."""
     import torch
 
-    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+    held: Batch | None = None
+    for batch in batches:
+        if held is not None and len(batch) == 1:
+            inputs = {name: torch.cat([value, batch.inputs[name]]) for name, value in held.inputs.items()}
+            targets = {name: torch.cat([value, batch.targets[name]]) for name, value in held.targets.items()}
+            held = replace(held, inputs=inputs, targets=targets)
+            continue
+        if held is not None:
+            yield held
+        held = batch
+    if held is not None:
+        yield held
+
+
+def _channels_last(inputs: Tensors) -> dict[str, Tensor]:
+    import torch
+
+    return {
+        name: value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value
+        for name, value in inputs.items()
+    }
 
 
 def _epoch_seed(seed: int, epoch: int) -> int:

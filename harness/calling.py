@@ -1,0 +1,131 @@
+"""The one place where a model is called."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import InputError, Unsupported
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from harness.contracts import Signature, Tensors
+
+
+def call(model: nn.Module, inputs: Tensors, signature: Signature) -> dict[str, Tensor]:
+    """Call a model on named inputs and name its outputs.
+
+    One input is passed by place, several by name (by place where ``forward`` takes ``*args``). A mapping or a
+    ``ModelOutput`` is read by name, a tuple, list or named tuple by place.
+
+    Parameters
+    ----------
+    model : nn.Module
+        In whatever mode it is.
+    inputs : Tensors
+        One batch; inputs that the signature does not name are left out.
+    signature : Signature
+        Which inputs are passed and which outputs are read.
+
+    Returns
+    -------
+    dict of str to Tensor
+        The outputs that ``signature`` names, axis 0 the example.
+
+    Raises
+    ------
+    InputError
+        If an input is missing.
+    Unsupported
+        If an output is missing, is no tensor, or has no axis for the examples; the batch size is named.
+    """
+    missing = [port.name for port in signature.inputs if port.name not in inputs]
+    if missing:
+        raise InputError(f"The model's input {missing[0]!r} is missing; given: {', '.join(inputs)}.")
+    values = {port.name: inputs[port.name] for port in signature.inputs}
+    by_place = len(values) == 1 or not input_names(model)
+    result = model(*values.values()) if by_place else model(**values)
+    return named(result, signature, len(next(iter(values.values()))))
+
+
+def named(result: Any, signature: Signature, examples: int) -> dict[str, Tensor]:
+    """The outputs of one call by name, checked; see :func:`call`."""
+    import torch
+
+    flat = flatten(result)
+    found: dict[str, Tensor] = {}
+    for place, port in enumerate(signature.outputs):
+        if port.name in flat:
+            value = flat[port.name]
+        elif place < len(flat):
+            value = list(flat.values())[place]
+        else:
+            raise Unsupported(f"The model gives {len(flat)} outputs; {port.name!r} is expected in place {place}.")
+        if not isinstance(value, torch.Tensor):
+            raise Unsupported(f"The model's output {port.name!r} is {type(value).__name__}, not a tensor.")
+        if value.ndim == 0 or len(value) != examples:
+            raise Unsupported(
+                f"At batch size {examples} the model's output {port.name!r} has shape {tuple(value.shape)}: its first "
+                f"axis should be the {examples} examples. A squeeze() without an axis, or a batch size written into "
+                "the code, does that: name the axis, or use a batch_size that the model takes."
+            )
+        found[port.name] = value
+    return found
+
+
+def flatten(result: Any) -> dict[str, Any]:
+    """A model's result as named values: mappings by key, sequences by place, a single value as "output".
+
+    Entries that are None are left out; values inside a nested sequence or mapping are not looked at.
+    """
+    if isinstance(result, Mapping):
+        return {str(name): value for name, value in result.items() if value is not None}
+    if isinstance(result, tuple) and hasattr(result, "_fields"):
+        return {name: value for name, value in zip(result._fields, result, strict=True) if value is not None}
+    if isinstance(result, Sequence) and not isinstance(result, str):
+        values = [value for value in result if value is not None]
+        return {"output" if place == 0 else f"output{place}": value for place, value in enumerate(values)}
+    return {"output": result}
+
+
+def input_names(model: nn.Module) -> tuple[str, ...]:
+    """The names of ``forward``'s parameters that a positional call fills, in order; empty where it takes ``*args``."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    try:
+        parameters = inspect.signature(model.forward).parameters.values()
+    except (TypeError, ValueError):
+        return ()
+    if any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in parameters):
+        return ()
+    return tuple(parameter.name for parameter in parameters if parameter.kind in kinds)
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """Put a model into evaluation mode without gradients, and every module back into its own mode afterwards."""
+    import torch
+
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield model
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextlib.contextmanager
+def plain_attention() -> Iterator[None]:
+    """Run attention as its parts: torch's fused inference path hides its products from hooks and exporters."""
+    import torch
+
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
