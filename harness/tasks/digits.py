@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from harness.contracts import Data, TestSet
-from harness.tasks import models
-from harness.training import Recipe
+from harness.contracts import Recipe, Signature, Split
+from harness.tasks import classes, models
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import nn
 
     from harness.tasks.image_data import Labelled
@@ -21,7 +22,7 @@ RECIPE = Recipe(epochs=15, batch_size=32, lr=0.05, weight_decay=5e-4)
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-class Digits:
+class Digits(classes.Classification):
     """1,797 images of digits, 8x8, pixel values 0..16 scaled to [-1, 1] (Alpaydin & Kaynak 1998; part of scikit-learn).
 
     1,258 images train, 180 validate and 359 test, every class in proportion. Training shifts images by up to one pixel.
@@ -42,9 +43,9 @@ class Digits:
         return "digits-cnn"
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
-        """One grey channel, 8 by 8."""
-        return (1, 8, 8)
+    def signature(self) -> Signature:
+        """One grey channel, 8 by 8; ten classes."""
+        return classes.signature((1, 8, 8), 10)
 
     def sources(self) -> tuple[str, ...]:
         """The module of the network, for the task's source hash."""
@@ -64,18 +65,25 @@ class Digits:
 
         return RECIPE if self.epochs is None else replace(RECIPE, epochs=self.epochs)
 
-    def data(self) -> Data:
+    def finetuning(self) -> Recipe:
+        """The baseline's recipe."""
+        return self.recipe()
+
+    def data(self) -> Mapping[str, Split]:
         """Training and validation images."""
-        from harness.tasks.image_data import ImageData
+        from harness.tasks.image_data import ImageSplit
 
         training, validating, _ = _parts()
-        return ImageData(training=training, validating=validating, maximum=16, pad=1)
+        return {
+            "train": ImageSplit(examples=training, maximum=16, pad=1),
+            "validation": ImageSplit(examples=validating, maximum=16),
+        }
 
-    def test(self) -> TestSet:
+    def test(self) -> Split:
         """The test images."""
-        from harness.tasks.image_data import held_out
+        from harness.tasks.image_data import ImageSplit
 
-        return held_out(_parts()[2], 16)
+        return ImageSplit(examples=_parts()[2], maximum=16)
 
     def dataset_hash(self) -> str:
         """Sha256 of images and labels, in the order scikit-learn gives them."""
@@ -83,10 +91,6 @@ class Digits:
 
         examples = _examples()
         return hashlib.sha256(examples.images.tobytes() + examples.labels.tobytes()).hexdigest()
-
-    def no_accuracy_reason(self) -> str | None:
-        """None: the test set is labelled."""
-        return None
 
 
 def _examples() -> Labelled:

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 from pydantic.dataclasses import dataclass
 
-from harness.contracts import Data, TestSet
+from harness.contracts import Recipe, Signature, Split
 from harness.errors import Unavailable, suggestion
-from harness.tasks import checkpoint, models
+from harness.tasks import checkpoint, classes, models
 from harness.tasks.idx_dataset import FASHION_MNIST, MNIST, IdxDataSet
 from harness.tasks.recipes import RECIPES
-from harness.training import Recipe
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,7 +23,7 @@ _SETS: Mapping[str, IdxDataSet] = {"fashion-mnist": FASHION_MNIST, "mnist": MNIS
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-class IdxImages:
+class IdxImages(classes.Classification):
     """60,000 training and 10,000 test images of clothing or digits, 28x28, ten classes, pixels scaled to [-1, 1].
 
     5,000 of the training images, every class in proportion, are held back for validation.
@@ -54,7 +53,7 @@ class IdxImages:
     train_examples : int, optional
         Train on this many of the 55,000, every class in proportion (a small-data setting, as in Mocanu et al. 2018).
     training : mapping
-        Values of :class:`harness.training.Recipe` instead of the network's own, such as
+        Values of :class:`harness.contracts.Recipe` instead of the network's own, such as
         ``{optimizer = "adam", lr = 1.2e-3}``: a paper's setting.
     weights : str, optional
         Sha256 (hex) of a checkpoint in ``$ASSAY_HOME/downloads``: the network comes with its weights, untrained here.
@@ -95,9 +94,9 @@ class IdxImages:
         return f"{self.dataset}/{self.architecture}"
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
-        """One grey channel, 28 by 28."""
-        return (1, 28, 28)
+    def signature(self) -> Signature:
+        """One grey channel, 28 by 28; ten classes."""
+        return classes.signature((1, 28, 28), 10)
 
     def sources(self) -> tuple[str, ...]:
         """The module of the network, for the task's source hash."""
@@ -120,36 +119,36 @@ class IdxImages:
 
     def recipe(self) -> Recipe | None:
         """The baseline's recipe; None where ``weights`` are given."""
-        if self.weights:
-            return None
+        return None if self.weights else self.finetuning()
+
+    def finetuning(self) -> Recipe:
+        """The network's recipe with the given changes, whoever trained the weights."""
         recipe = dataclasses.replace(RECIPES[self.architecture], **self.training)
         return recipe if self.epochs is None else dataclasses.replace(recipe, epochs=self.epochs)
 
-    def data(self) -> Data:
+    def data(self) -> Mapping[str, Split]:
         """55,000 training images and 5,000 for validation; augmented by crops of up to two pixels' shift.
 
         Clothing is mirrored as well; digits are not, since a mirrored digit is none.
         """
-        from harness.tasks.image_data import ImageData, stratified_split
+        from harness.tasks.image_data import ImageSplit, stratified_split
 
         examples = _SETS[self.dataset].load("train")
         training, validating = stratified_split(examples.labels, 5000, seed=0)
         if self.train_examples is not None:
             _, chosen = stratified_split(examples.labels[training], self.train_examples, seed=1)
             training = training[chosen]
-        return ImageData(
-            training=examples.take(training),
-            validating=examples.take(validating),
-            maximum=255,
-            pad=2,
-            flip=self.dataset == "fashion-mnist",
-        )
+        flip = self.dataset == "fashion-mnist"
+        return {
+            "train": ImageSplit(examples=examples.take(training), maximum=255, pad=2, flip=flip),
+            "validation": ImageSplit(examples=examples.take(validating), maximum=255),
+        }
 
-    def test(self) -> TestSet:
+    def test(self) -> Split:
         """The 10,000 test images."""
-        from harness.tasks.image_data import held_out
+        from harness.tasks.image_data import ImageSplit
 
-        return held_out(_SETS[self.dataset].load("test"), 255)
+        return ImageSplit(examples=_SETS[self.dataset].load("test"), maximum=255)
 
     def dataset_hash(self) -> str:
         """Digest of the four files' sha256. Files that are here are verified; nothing is downloaded for it."""
@@ -157,7 +156,3 @@ class IdxImages:
         with contextlib.suppress(Unavailable):
             data.verify(data.locate(download=False))
         return data.digest()
-
-    def no_accuracy_reason(self) -> str | None:
-        """None: the test set is labelled."""
-        return None

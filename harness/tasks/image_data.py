@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.contracts import TestSet
+from harness.contracts import Batch
+from harness.tasks import splits
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-    from torch import Tensor
 
     ByteArray = npt.NDArray[np.uint8]
 
@@ -59,25 +60,14 @@ def stratified_split(labels: npt.NDArray[np.int64], second: int, *, seed: int) -
     return np.flatnonzero(~mask), np.flatnonzero(mask)
 
 
-def scaled(images: ByteArray, maximum: int) -> npt.NDArray[np.float32]:
-    """Images as float32 in [-1, 1]: ``(x / maximum - 0.5) / 0.5``."""
-    import numpy as np
-
-    values = images.astype(np.float32)
-    values /= np.float32(maximum)
-    values -= np.float32(0.5)
-    values /= np.float32(0.5)
-    return values
-
-
 @dataclass(frozen=True, kw_only=True)
-class ImageData:
-    """Training and validation images (see :class:`harness.contracts.Data`).
+class ImageSplit:
+    """Images with their classes (see :class:`harness.contracts.Split`): input "input", target "label".
 
     Parameters
     ----------
-    training, validating : Labelled
-        The two parts.
+    examples : Labelled
+        The images.
     maximum : int
         The pixel value that becomes 1.
     pad : int
@@ -86,68 +76,46 @@ class ImageData:
         Augmentation: mirror half of the images left to right.
     """
 
-    training: Labelled
-    validating: Labelled
+    examples: Labelled
     maximum: int
     pad: int = 0
     flip: bool = False
 
     @property
-    def train_size(self) -> int:
-        """Number of training examples."""
-        return len(self.training)
+    def size(self) -> int:
+        """Number of images."""
+        return len(self.examples)
 
-    @property
-    def validation_size(self) -> int:
-        """Number of validation examples."""
-        return len(self.validating)
+    @functools.cached_property
+    def identity(self) -> str:
+        """Sha256 (hex) of all images, scaled, and classes."""
+        return splits.identity(self.batches(1024))
 
-    def train(
-        self, batch_size: int, *, seed: int, shuffle: bool = True, augment: bool = True
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """One pass over the training images, float32 (n, c, h, w), and labels int64 (n,)."""
+    def batches(self, size: int, *, seed: int | None = None, augment: bool = False) -> Iterator[Batch]:
+        """One pass over the images, float32 (n, c, h, w), and classes int64 (n,)."""
         import torch
         from torch.nn import functional as F
 
-        generator = torch.Generator().manual_seed(seed)
-        images, labels = torch.from_numpy(self.training.images), torch.from_numpy(self.training.labels)
-        size = len(labels)
-        order = torch.randperm(size, generator=generator) if shuffle else torch.arange(size)
+        images, labels = torch.from_numpy(self.examples.images), torch.from_numpy(self.examples.labels)
+        count = len(labels)
+        order, generator = splits.order(count, seed)
         moves, mirror = augment and self.pad > 0, augment and self.flip
         height, width = images.shape[2:]
         windows = images
         if moves:
             span = 2 * self.pad + 1
-            rows = torch.randint(span, (size,), generator=generator)
-            columns = torch.randint(span, (size,), generator=generator)
+            rows = torch.randint(span, (count,), generator=generator)
+            columns = torch.randint(span, (count,), generator=generator)
             # A view: windows[i, y, x] is image i cropped at (y, x) of its padded self.
             padded = F.pad(images, (self.pad,) * 4)
             windows = padded.unfold(2, height, 1).unfold(3, width, 1).permute(0, 2, 3, 1, 4, 5)
         if mirror:
-            flips = torch.rand(size, generator=generator) < 0.5
-        for start in range(0, size, batch_size):
-            part = slice(start, start + batch_size)
+            flips = torch.rand(count, generator=generator) < 0.5
+        for start in range(0, count, size):
+            part = slice(start, start + size)
             chosen = order[part]
             x = windows[chosen, rows[part], columns[part]] if moves else windows[chosen]
             if mirror:
                 x = torch.where(flips[part, None, None, None], x.flip(3), x)
-            yield x.float().div_(self.maximum).sub_(0.5).div_(0.5), labels[chosen]
-
-    def validation(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The validation images in fixed order."""
-        import torch
-
-        for x, y in batches(self.validating, batch_size, self.maximum):
-            yield torch.from_numpy(x), torch.from_numpy(y)
-
-
-def batches(examples: Labelled, batch_size: int, maximum: int) -> Iterator[tuple[Any, Any]]:
-    """Scaled images and labels in order, ``batch_size`` at a time; the last batch may be short."""
-    for start in range(0, len(examples), batch_size):
-        part = slice(start, start + batch_size)
-        yield scaled(examples.images[part], maximum), examples.labels[part]
-
-
-def held_out(examples: Labelled, maximum: int) -> TestSet:
-    """A test set of images."""
-    return TestSet(size=len(examples), batches=lambda batch_size: batches(examples, batch_size, maximum))
+            pixels = x.float().div_(self.maximum).sub_(0.5).div_(0.5)
+            yield Batch(inputs={"input": pixels}, targets={"label": labels[chosen]})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,14 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 from harness import paths
 from harness.canonical import digest
-from harness.contracts import TestSet
+from harness.contracts import Batch
 from harness.errors import DataError
+from harness.tasks import splits
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 CLASSES = 1000
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp")
+
+REMEDY = (
+    "There is no ImageNet folder: set the parameter imagenet to a folder that has val/ with 1,000 class folders, or "
+    "put it at imagenet/val in a folder of ASSAY_DATA."
+)
 
 Example = tuple[Path, int]
 """An image file and its class."""
@@ -97,24 +104,6 @@ def load(path: Path, transform: Any) -> Tensor:
     return tensor
 
 
-def _batches(examples: Sequence[Example], transform: Any, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    import torch
-
-    for start in range(0, len(examples), batch_size):
-        part = examples[start : start + batch_size]
-        yield torch.stack([load(path, transform) for path, _ in part]), torch.tensor([label for _, label in part])
-
-
-def test_set(examples: Sequence[Example], transform: Any) -> TestSet:
-    """The examples as a test set; images are decoded batch by batch."""
-
-    def batches(batch_size: int) -> Iterator[tuple[Any, Any]]:
-        for x, y in _batches(examples, transform, batch_size):
-            yield x.numpy(), y.numpy()
-
-    return TestSet(size=len(examples), batches=batches)
-
-
 def content_hash(folder: Path, examples: Sequence[Example]) -> str:
     """Sha256 over names and contents, remembered as long as names, sizes and times of the files stay."""
     names = [str(path.relative_to(folder)) for path, _ in examples]
@@ -136,57 +125,56 @@ def content_hash(folder: Path, examples: Sequence[Example]) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FolderData:
-    """Training and validation images in files (see :class:`harness.contracts.Data`).
+class FolderSplit:
+    """Images in files, decoded batch by batch (see :class:`harness.contracts.Split`): input "input", target "label".
 
     Parameters
     ----------
-    training, validating : sequence
+    folder : Path
+        Folder of the class folders.
+    examples : sequence
         Files with classes.
     transform : callable
         PIL image to tensor; augmentation mirrors half of the images.
     """
 
-    training: Sequence[Example]
-    validating: Sequence[Example]
+    folder: Path
+    examples: Sequence[Example]
     transform: Any
 
     @property
-    def train_size(self) -> int:
-        """Number of training images."""
-        return len(self.training)
+    def size(self) -> int:
+        """Number of images."""
+        return len(self.examples)
 
-    @property
-    def validation_size(self) -> int:
-        """Number of validation images."""
-        return len(self.validating)
+    @functools.cached_property
+    def identity(self) -> str:
+        """Sha256 over the files' names and contents, their classes and the preprocessing."""
+        labels = [label for _, label in self.examples]
+        return digest([content_hash(self.folder, self.examples), labels, repr(self.transform)])
 
-    def train(
-        self, batch_size: int, *, seed: int, shuffle: bool = True, augment: bool = True
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """One pass over the training images."""
+    def batches(self, size: int, *, seed: int | None = None, augment: bool = False) -> Iterator[Batch]:
+        """One pass over the images."""
         import torch
 
-        generator = torch.Generator().manual_seed(seed)
-        size = len(self.training)
-        order = torch.randperm(size, generator=generator).tolist() if shuffle else range(size)
-        flips = torch.rand(size, generator=generator) < 0.5
-        done = 0
-        for x, y in _batches([self.training[i] for i in order], self.transform, batch_size):
-            part = flips[done : done + len(y), None, None, None]
-            yield (torch.where(part, x.flip(3), x) if augment else x), y
-            done += len(y)
-
-    def validation(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The validation images in fixed order."""
-        return _batches(self.validating, self.transform, batch_size)
+        places, generator = splits.order(self.size, seed)
+        flips = torch.rand(self.size, generator=generator) < 0.5
+        for start in range(0, self.size, size):
+            part = [self.examples[place] for place in places[start : start + size].tolist()]
+            x = torch.stack([load(path, self.transform) for path, _ in part])
+            if augment:
+                x = torch.where(flips[start : start + size, None, None, None], x.flip(3), x)
+            yield Batch(inputs={"input": x}, targets={"label": torch.tensor([label for _, label in part])})
 
 
-def training_data(folder: Path, transform: Any) -> FolderData:
+def training_data(folder: Path, transform: Any) -> dict[str, FolderSplit]:
     """The images of a ``train`` folder: every 50th for validation, the others for training."""
     examples = listing(folder)
-    return FolderData(
-        training=[example for i, example in enumerate(examples) if i % 50],
-        validating=examples[::50],
-        transform=transform,
-    )
+    return {
+        "train": FolderSplit(
+            folder=folder,
+            examples=[example for place, example in enumerate(examples) if place % 50],
+            transform=transform,
+        ),
+        "validation": FolderSplit(folder=folder, examples=examples[::50], transform=transform),
+    }

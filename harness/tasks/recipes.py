@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from harness.training import Recipe
+from harness.contracts import Recipe
 
 RECIPES: Mapping[str, Recipe] = {
     "lenet-300-100": Recipe(epochs=16, lr=0.1, weight_decay=5e-4, label_smoothing=0.1, augment=False),

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ConfigDict, Field, field_validator
 from pydantic.dataclasses import dataclass
 
-from harness.contracts import Data, TestSet
-from harness.errors import suggestion
+from harness.contracts import Recipe, Signature, Split
+from harness.errors import Unavailable, suggestion
+from harness.tasks import classes
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import nn
 
 INSTALL = 'torchvision is not installed: pip install "assay-bench[vision]".'
@@ -36,7 +39,7 @@ def architectures() -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-class TorchvisionModel:
+class TorchvisionModel(classes.Classification):
     """A torchvision model, pretrained on ImageNet-1k where its weights can be had.
 
     Without weights (none asked for, or neither in torch's hub cache nor to be downloaded) the model has random weights,
@@ -75,12 +78,11 @@ class TorchvisionModel:
         return f"torchvision/{self.architecture}"
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Three channels at the resolution that the weights were evaluated at."""
-        from harness.tasks import pretrained
+    def signature(self) -> Signature:
+        """Three channels at the resolution that the weights were evaluated at; 1,000 classes."""
+        from harness.tasks import imagenet
 
-        side = pretrained.resolution(self.architecture, self.weights)
-        return (3, side, side)
+        return classes.signature(self._shape(), imagenet.CLASSES)
 
     def unavailable(self) -> str | None:
         """Torchvision's install line where it is missing, or None."""
@@ -92,51 +94,72 @@ class TorchvisionModel:
 
         if self.weights is not None and pretrained.missing(self.architecture, self.weights) is None:
             return pretrained.trained(self.architecture, self.weights)
-        return pretrained.random(self.architecture, seed, self.input_shape)
+        return pretrained.random(self.architecture, seed, self._shape())
 
     def recipe(self) -> None:
         """None: nothing is trained here."""
         return
 
-    def data(self) -> Data | None:
-        """The images of ``train``, every 50th of a class for validation, or None where there is no such folder."""
+    def finetuning(self) -> Recipe | None:
+        """A careful recipe for pretrained weights, or None where there are no training images or weights."""
+        from harness.tasks import finetuning, imagenet
+
+        if self._random() or imagenet.locate(self.imagenet, "train") is None:
+            return None
+        return finetuning.default(self.model(0), batch_size=64)
+
+    def data(self) -> Mapping[str, Split]:
+        """The images of ``train``, every 50th of a class for validation, where there is such a folder."""
         from harness.tasks import imagenet
 
         folder = imagenet.locate(self.imagenet, "train")
-        return None if folder is None else imagenet.training_data(folder, self._transform())
+        return {} if folder is None else imagenet.training_data(folder, self._transform())
 
-    def test(self) -> TestSet | None:
-        """The labelled images of ``val``, or None where accuracy cannot be measured."""
+    def test(self) -> Split:
+        """The labelled images of ``val``.
+
+        Raises
+        ------
+        Unavailable
+            If the weights are random, or there is no ImageNet.
+        """
         from harness.tasks import imagenet
 
+        if reason := self._random():
+            raise Unavailable(reason)
         folder = imagenet.locate(self.imagenet, "val")
-        if folder is None or self.no_accuracy_reason() is not None:
-            return None
-        return imagenet.test_set(imagenet.spaced(imagenet.listing(folder), self.examples), self._transform())
+        if folder is None:
+            raise Unavailable(imagenet.REMEDY)
+        examples = imagenet.spaced(imagenet.listing(folder), self.examples)
+        return imagenet.FolderSplit(folder=folder, examples=examples, transform=self._transform())
 
     def dataset_hash(self) -> str | None:
         """Sha256 over the test images' names and contents, or None where there are none."""
         from harness.tasks import imagenet
 
         folder = imagenet.locate(self.imagenet, "val")
-        if folder is None or self.no_accuracy_reason() is not None:
+        if folder is None or self._random():
             return None
         return imagenet.content_hash(folder, imagenet.spaced(imagenet.listing(folder), self.examples))
 
-    def no_accuracy_reason(self) -> str | None:
-        """Why accuracy is NULL: random weights, or no ImageNet; or None."""
-        from harness.tasks import imagenet, pretrained
+    def notes(self) -> tuple[str, ...]:
+        """That the weights are random, where they are."""
+        reason = self._random()
+        return (reason,) if reason else ()
+
+    def _random(self) -> str | None:
+        from harness.tasks import pretrained
 
         if self.weights is None:
             return "The weights are random (weights is None)."
-        if reason := pretrained.missing(self.architecture, self.weights):
-            return f"The weights are random: {reason}"
-        if imagenet.locate(self.imagenet, "val") is None:
-            return (
-                "There is no ImageNet folder: set the parameter imagenet to a folder that has val/ with 1,000 class "
-                "folders, or put it at imagenet/val in a folder of ASSAY_DATA."
-            )
-        return None
+        reason = pretrained.missing(self.architecture, self.weights)
+        return f"The weights are random: {reason}" if reason else None
+
+    def _shape(self) -> tuple[int, ...]:
+        from harness.tasks import pretrained
+
+        side = pretrained.resolution(self.architecture, self.weights)
+        return (3, side, side)
 
     def _transform(self) -> Any:
         from harness.tasks import pretrained
