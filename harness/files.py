@@ -47,5 +47,5 @@ def read_regular(path: Path, limit: int) -> bytes:
         # Files of /proc have the size 0 and a content: what is read counts, not what the system says.
         content = stream.read(limit + 1)
     if len(content) > limit:
-        raise DataError(f"{path} has {max(about.st_size, len(content)):,} bytes; at most {limit:,} are read.")
+        raise DataError(f"{path} is larger than {limit:,} bytes, the most that is read of such a file.")
     return content

@@ -1,9 +1,9 @@
 """Names to classes, loaded when first used.
 
-Each sibling package holds one table, ``TABLE: dict[str, Entry]``; other distributions add entries through the
-entry points ``assay.tasks``, ``assay.methods`` and ``assay.hardware``, and a user may write ``module:Class`` where a
-name
-is expected. Reading a table imports no heavy package, so listing names takes milliseconds.
+Each package of :data:`KINDS` holds one table, ``TABLE: dict[str, Entry]``; other distributions add entries through the
+entry points ``assay.tasks``, ``assay.methods``, ``assay.hardware`` and so on, and a user may write ``module:Class``
+where a name is expected (:mod:`harness.usercode`). Reading a table imports no heavy package, so listing names takes
+milliseconds. What a name stands for is checked to be a class of its kind before anything of it is called.
 """
 
 from __future__ import annotations
@@ -14,18 +14,32 @@ import importlib
 import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
+from harness import usercode
 from harness.errors import InputError, SpecError, UnknownName, suggestion
+from harness.text import shown
 
-Kind = Literal["task", "method", "hardware", "store", "storage"]
+Kind = Literal["task", "method", "hardware", "metric", "store", "storage"]
 
-_TABLES: dict[str, str] = {
-    "task": "harness.tasks",
-    "method": "methods",
-    "hardware": "hardware",
-    "store": "results",
-    "storage": "harness.storage",
+
+@dataclass(frozen=True)
+class _About:
+    """Where the names of a kind are listed, and what a class of that kind must have."""
+
+    package: str
+    group: str
+    members: tuple[str, ...]
+
+
+KINDS: Mapping[str, _About] = {
+    "task": _About("harness.tasks", "assay.tasks", ("model", "data", "test")),
+    "method": _About("methods", "assay.methods", ("compress",)),
+    "hardware": _About("hardware", "assay.hardware", ("unavailable", "build", "load")),
+    "metric": _About("harness.metrics", "assay.metrics", ("score", "value")),
+    "store": _About("results", "assay.store", ()),
+    "storage": _About("harness.storage", "assay.storage", ("encode", "decode")),
 }
 
 
@@ -54,13 +68,32 @@ class Entry:
 
 @functools.cache
 def table(kind: Kind) -> Mapping[str, Entry]:
-    """All registered names of a kind: the sibling's table and other distributions' entry points."""
-    entries: dict[str, Entry] = dict(importlib.import_module(_TABLES[kind]).TABLE)
-    group = {"task": "assay.tasks", "method": "assay.methods"}.get(kind, f"assay.{kind}")
-    for point in importlib.metadata.entry_points(group=group):
+    """All registered names of a kind: the package's table and other distributions' entry points.
+
+    Raises
+    ------
+    InputError
+        If a file of the user's stands where Python finds Assay's own package first.
+    """
+    about = KINDS[kind]
+    package = importlib.import_module(about.package)
+    _check_ours(package)
+    entries: dict[str, Entry] = dict(package.TABLE)
+    for point in importlib.metadata.entry_points(group=about.group):
         origin = point.dist.name if point.dist else "another distribution"
         entries.setdefault(point.name, Entry(point.value, f"from {origin}"))
     return entries
+
+
+def _check_ours(package: Any) -> None:
+    """Refuse a user's ``methods.py`` or ``hardware.py`` that hides Assay's own: a script's folder comes first."""
+    ours = Path(__file__).parents[1]
+    file = Path(getattr(package, "__file__", None) or "(a folder)")
+    if not file.is_relative_to(ours):
+        raise InputError(
+            f"Python finds {package.__name__!r} in {file}, which hides Assay's own package of that name. "
+            "Start Python with -P, use the command assay, or rename the file."
+        )
 
 
 def entry(kind: Kind, name: str) -> Entry:
@@ -74,24 +107,21 @@ def entry(kind: Kind, name: str) -> Entry:
     known = table(kind)
     if name in known:
         return known[name]
-    if ":" in name:
+    if is_users(kind, name):
         return Entry(name, "the user's own")
     prefix, slash, rest = name.partition("/")
     if slash and rest and prefix in known and (family := known[prefix].family):
         return dataclasses.replace(known[prefix], defaults={**known[prefix].defaults, family: rest})
-    if new := _renamed(kind, name):
-        raise InputError(f"{kind.capitalize()} {name!r} is now called {new!r}.")
     raise UnknownName(kind, name, known)
 
 
-def _renamed(kind: Kind, old: str) -> str | None:
-    """What the sibling's table ``RENAMED`` has for a name, ``name.parameter`` or ``name.parameter=value``."""
-    renamed: Mapping[str, str] = getattr(importlib.import_module(_TABLES[kind]), "RENAMED", {})
-    return renamed.get(old)
+def is_users(kind: Kind, name: str) -> bool:
+    """Whether a name is a ``module:name`` that the user wrote, and no registered one."""
+    return ":" in name and name not in table(kind)
 
 
 def resolve(kind: Kind, name: str) -> Any:
-    """Import and return what a name stands for.
+    """Import and return what a name stands for; nothing of it is called.
 
     Raises
     ------
@@ -101,13 +131,11 @@ def resolve(kind: Kind, name: str) -> Any:
         If the module or the attribute cannot be imported.
     """
     target = entry(kind, name).target
+    if is_users(kind, name):
+        return usercode.find(target, kind)
     module_name, _, attribute = target.partition(":")
-    try:
+    with usercode.blamed(f"{kind} {name!r}: importing {module_name!r}"):
         module = importlib.import_module(module_name)
-    except Exception as error:  # the user's module may raise anything: report it as theirs
-        raise InputError(
-            f"{kind} {name!r}: importing {module_name!r} raised {type(error).__name__}: {error}"
-        ) from error
     try:
         return getattr(module, attribute)
     except AttributeError:
@@ -123,29 +151,54 @@ def create(kind: Kind, name: str, parameters: Mapping[str, Any]) -> Any:
     Raises
     ------
     UnknownName, SpecError
-        For a name, a parameter or a value that is not allowed.
+        For a name that stands for no class of this kind, and for a parameter or a value that is not allowed.
     """
     from pydantic import TypeAdapter, ValidationError
     from pydantic.dataclasses import is_pydantic_dataclass
 
     found = resolve(kind, name)
+    check_kind(kind, name, found)
     values = {**entry(kind, name).defaults, **parameters}
-    if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
-        if isinstance(found, type):
-            raise InputError(f"{kind} {name!r} must be a frozen dataclass; it is the class {found!r}.")
-        return _call_factory(kind, name, found, values)
     allowed = [f.name for f in dataclasses.fields(found) if f.init]
-    for key, value in values.items():
-        if new := _renamed(kind, f"{name}.{key}"):
-            raise SpecError(f"{kind} {name!r}: parameter {key!r} is now called {new}.")
-        if new := _renamed(kind, f"{name}.{key}={value}"):
-            raise SpecError(f"{kind} {name!r}: {key} {value!r} is now called {new!r}.")
+    for key in values:
         if key not in allowed:
-            raise SpecError(f"{kind} {name!r} has no parameter {key!r}. {suggestion(key, allowed)}")
+            raise SpecError(f"{kind} {name!r} has no parameter {shown(key)}. {suggestion(key, allowed)}")
     try:
-        return found(**values) if is_pydantic_dataclass(found) else TypeAdapter(found).validate_python(values)
-    except ValidationError as error:
-        raise SpecError(f"{kind} {name!r}: {explain(error)}") from None
+        # A class that is the user's checks its values with code of its own.
+        with usercode.blamed(f"{kind} {name!r}: making it of {shown(dict(parameters))}"):
+            try:
+                return found(**values) if is_pydantic_dataclass(found) else TypeAdapter(found).validate_python(values)
+            except ValidationError as error:
+                raise SpecError(f"{kind} {name!r}: {explain(error)}") from None
+    except SpecError:
+        raise
+    except InputError as error:
+        raise SpecError(str(error)) from error.__cause__
+
+
+def check_kind(kind: Kind, name: str, found: Any) -> None:
+    """Check that what a name stands for is a class of this kind: a frozen dataclass with the kind's methods.
+
+    Nothing is called: a name in a spec must not be a way to call any function of any module.
+
+    Raises
+    ------
+    SpecError
+        Saying what it is, and what is expected.
+    """
+    members = KINDS[kind].members
+    which, wanted = f"{kind} {shown(name)}", f"a frozen dataclass with {', '.join(members)} is expected"
+    if not isinstance(found, type):
+        raise SpecError(f"{which} is no {kind} but {_about(found)}; {wanted}.")
+    missing = [member for member in members if not callable(getattr(found, member, None))]
+    if missing:
+        raise SpecError(f"{which} is no {kind}: the class has no {missing[0]}; {wanted}.")
+    if not (dataclasses.is_dataclass(found) and getattr(found, "__dataclass_params__").frozen):  # noqa: B009
+        raise SpecError(f"{which} must be a frozen dataclass: write @dataclass(frozen=True) above the class.")
+
+
+def _about(found: Any) -> str:
+    return f"the function {found.__qualname__}" if callable(found) and hasattr(found, "__qualname__") else shown(found)
 
 
 def explain(error: Any) -> str:
@@ -154,13 +207,6 @@ def explain(error: Any) -> str:
     for item in error.errors():
         where = ".".join(str(step) for step in item["loc"] if not str(step).startswith("function-"))
         message = item["msg"].removeprefix("Value error, ")
-        given = "" if item["type"] in ("missing", "value_error") else f" (got {item['input']!r})"
+        given = "" if item["type"] in ("missing", "value_error") else f" (got {shown(item['input'])})"
         parts.append(f"{where}: {message}{given}" if where else f"{message}{given}")
     return "; ".join(parts)
-
-
-def _call_factory(kind: str, name: str, factory: Any, values: Mapping[str, Any]) -> Any:
-    try:
-        return factory(**values)
-    except TypeError as error:
-        raise SpecError(f"{kind} {name!r}: {error}") from None

@@ -24,8 +24,12 @@ the columns of the view ``runs``.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
+import math
+import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
@@ -37,8 +41,21 @@ from pydantic.dataclasses import dataclass
 
 from harness import registry
 from harness.canonical import digest
-from harness.errors import InputError, SpecError, suggestion
+from harness.errors import DataError, InputError, SpecError, suggestion
+from harness.files import read_regular
+from harness.text import SHOWN, cut, shown
 
+MAX_CELLS = 100_000
+MAX_CELLS_VARIABLE = "ASSAY_MAX_CELLS"
+_MAX_BYTES = 1 << 20
+# Deeper tables than any spec has; a parser's time grows with the square of the depth.
+_MAX_DEPTH = 32
+_TOO_LARGE = "an integer has more than 64 bits"
+_INTEGERS = range(-(2**63), 2**63)
+# Strings and comments of TOML, as its parser reads them.
+_TEXT = re.compile(
+    r'"""(?:\\.|[^\\])*?"{3,5}|' r"'''.*?'{3,5}|" r'"(?:\\.|[^"\\\n])*"|' r"'[^'\n]*'|#[^\n]*", re.DOTALL
+)
 _STRICT = ConfigDict(extra="forbid", strict=True)
 _Positive = Annotated[int, Field(gt=0)]
 _Count = Annotated[int, Field(ge=0)]
@@ -62,6 +79,9 @@ class MeasureSettings:
         Batch size of the accuracy and fidelity passes.
     fidelity_examples : int
         Validation examples on which the deployed outputs are compared with the torch model's.
+    weigh_below : int
+        Bytes. Larger weights and artifacts are not compressed for the sake of their compressed sizes, which take
+        minutes: those are NULL, with that as the reason.
     """
 
     min_queries: _Positive = 700
@@ -71,6 +91,7 @@ class MeasureSettings:
     warmup_seconds: _Seconds = 0.2
     eval_batch: _Positive = 100
     fidelity_examples: _Positive = 256
+    weigh_below: _Positive = 2**28
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -94,7 +115,29 @@ class EnergySettings:
     grid_g_per_kwh: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 480.0
 
 
-Item = str | Mapping[str, Any]
+Choice = str | Mapping[str, Any]
+"""What a spec writes for a task, a method or hardware: a name, or a table of the name and parameters."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """A task, a method or hardware by name, with its parameters: what :func:`build` makes the object of.
+
+    Parameters
+    ----------
+    name : str
+        Registered, or ``module:name``.
+    parameters : mapping
+        JSON values.
+    """
+
+    name: str
+    parameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, item: Mapping[str, Any]) -> Item:
+        """The item of a cell's table, in which the name stands beside the parameters."""
+        return cls(item["name"], {key: value for key, value in item.items() if key != "name"})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,8 +160,10 @@ class Cell:
 
     def to_json(self) -> dict[str, Any]:
         """The cell as plain JSON values."""
-        value = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return cast(dict[str, Any], json.loads(json.dumps(value)))
+        return cast(dict[str, Any], json.loads(json.dumps(self._values())))
+
+    def _values(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Cell:
@@ -148,7 +193,7 @@ def label(chain: Sequence[Mapping[str, Any]]) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Spec:
-    """What to run; see the module's text for the grammar. Validated by :meth:`cells`.
+    """What to run; see the module's text for the grammar. Validated by :meth:`cells`, once.
 
     Parameters
     ----------
@@ -163,9 +208,9 @@ class Spec:
         The file it came from, for error messages.
     """
 
-    task: Item | Sequence[Item]
-    method: Item | Sequence[Item] = "baseline"
-    hardware: Item | Sequence[Item] = "torch"
+    task: Choice | Sequence[Choice]
+    method: Choice | Sequence[Choice] = "baseline"
+    hardware: Choice | Sequence[Choice] = "torch"
     seed: int | Sequence[int] = 0
     batch_size: int | Sequence[int] = 1
     threads: int | Sequence[int] = 1
@@ -187,7 +232,7 @@ class Spec:
         allowed = [f.name for f in dataclasses.fields(cls) if f.name != "source"]
         for key in value:
             if key not in allowed:
-                raise SpecError(f"{source}: unknown key {key!r}. {suggestion(key, allowed)}")
+                raise SpecError(f"{source}: unknown key {shown(key)}. {suggestion(str(key), allowed)}")
         if "task" not in value:
             raise SpecError(f"{source}: the key 'task' is missing: name at least one task (assay ls tasks).")
         return cls(**value, source=source)
@@ -204,17 +249,18 @@ class Spec:
         name, path = str(path_or_name), Path(path_or_name)
         if name in packaged():
             text, source = packaged()[name].read_text(encoding="utf-8"), f"{name} (packaged)"
-        elif path.is_file():
+        elif os.path.lexists(path):
             try:
-                text, source = path.read_text(encoding="utf-8"), name
-            except (OSError, UnicodeDecodeError) as error:
+                text, source = read_regular(path, _MAX_BYTES).decode(), name
+            except DataError as error:
+                raise SpecError(str(error)) from None
+            except UnicodeDecodeError as error:
                 raise SpecError(f"{name}: cannot be read as text: {error}") from None
         else:
-            raise SpecError(f"No spec {name!r}: neither a file nor a packaged spec. {suggestion(name, packaged())}")
-        try:
-            value = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise SpecError(f"{source}: not valid TOML: {error}") from None
+            raise SpecError(
+                f"No spec {shown(name)}: neither a file nor a packaged spec. {suggestion(name, packaged())}"
+            )
+        value = _parse(text, source)
         value.setdefault("name", path.stem)
         return cls.from_mapping(value, source)
 
@@ -224,17 +270,20 @@ class Spec:
         Returns
         -------
         list of Cell
-            Without duplicates. The methods vary fastest: what is compared with one another (equal task, seed, hardware,
-            threads and batch size) runs within seconds, so that a machine's slow drift is not taken for a speed-up.
+            Without duplicates, and at most 100,000 (``ASSAY_MAX_CELLS``). The methods vary fastest: what is compared
+            with one another (equal task, seed, hardware, threads and batch size) runs within seconds, so that a
+            machine's slow drift is not taken for a speed-up.
 
         Raises
         ------
         SpecError, UnknownName
             Naming file, key, value and what is allowed.
         """
-        for key in ("name", "description"):
-            if not isinstance(getattr(self, key), str):
-                raise SpecError(f"{self.source}: {key}: must be text (got {getattr(self, key)!r})")
+        return list(self._cells)
+
+    @functools.cached_property
+    def _cells(self) -> tuple[Cell, ...]:
+        self._check_values()
         measure = self._settings(MeasureSettings, "measure")
         if measure["max_seconds"] < measure["min_seconds"]:
             raise SpecError(
@@ -242,17 +291,18 @@ class Spec:
                 f"measure.min_seconds ({measure['min_seconds']})."
             )
         energy = self._settings(EnergySettings, "energy")
+        self._check_size()
+        # Equal cells come from equal values on an axis: dropping those is enough, and axes are short.
         axes = (
-            self._items("task"),
-            self._integers("seed", minimum=0),
-            self._items("hardware"),
-            self._integers("threads", minimum=1),
-            self._integers("batch_size", minimum=1),
-            self._chains(),
+            _distinct(self._items("task")),
+            _distinct(self._integers("seed", minimum=0)),
+            _distinct(self._items("hardware")),
+            _distinct(self._integers("threads", minimum=1)),
+            _distinct(self._integers("batch_size", minimum=1)),
+            _distinct(self._chains()),
         )
-        found: dict[str, Cell] = {}
-        for task, seed, hardware, threads, batch_size, chain in itertools.product(*axes):
-            cell = Cell(
+        return tuple(
+            Cell(
                 task=task,
                 chain=chain,
                 hardware=hardware,
@@ -262,35 +312,57 @@ class Spec:
                 measure=measure,
                 energy=energy,
             )
-            found.setdefault(digest(cell.to_json()), cell)
-        return list(found.values())
+            for task, seed, hardware, threads, batch_size, chain in itertools.product(*axes)
+        )
 
     def hash(self) -> str:
         """Sha256 of the resolved cells: two specs that ask for the same have the same hash."""
-        return digest(sorted(digest(cell.to_json()) for cell in self.cells()))
+        return digest(sorted(digest(cell._values()) for cell in self._cells))
+
+    def _check_values(self) -> None:
+        for key in ("name", "description"):
+            if not isinstance(getattr(self, key), str):
+                raise SpecError(f"{self.source}: {key}: must be text (got {shown(getattr(self, key))})")
+        for field in dataclasses.fields(self):
+            if problem := _problem(getattr(self, field.name)):
+                raise SpecError(f"{self.source}: {field.name}: {problem}")
+
+    def _check_size(self) -> None:
+        """Count the grid before it is expanded: a short spec can ask for more cells than memory holds."""
+        sizes = {key: len(_several(getattr(self, key))) for key in ("seed", "threads", "batch_size")}
+        sizes |= {
+            key: sum(_combinations(item) for item in _several(getattr(self, key)))
+            for key in ("task", "hardware", "method")
+        }
+        limit, count = _max_cells(), math.prod(max(1, size) for size in sizes.values())
+        if count > limit:
+            factors = " x ".join(f"{key} {_amount(size)}" for key, size in sizes.items() if size > 1)
+            raise SpecError(
+                f"{self.source}: the grid has {_amount(count)} cells ({factors}); at most {limit:,} are allowed. "
+                f"Split the spec, or set {MAX_CELLS_VARIABLE}."
+            )
 
     def _settings(self, kind: type[Any], key: str) -> dict[str, Any]:
         given = getattr(self, key)
         allowed = [f.name for f in dataclasses.fields(kind)]
         if not isinstance(given, Mapping):
-            raise SpecError(f"{self.source}: [{key}] must be a table of {', '.join(allowed)} (got {given!r})")
+            raise SpecError(f"{self.source}: [{key}] must be a table of {', '.join(allowed)} (got {shown(given)})")
         for name in given:
             if name not in allowed:
-                raise SpecError(f"{self.source}: [{key}] has no key {name!r}. {suggestion(name, allowed)}")
+                raise SpecError(f"{self.source}: [{key}] has no key {shown(name)}. {suggestion(str(name), allowed)}")
         try:
             return dataclasses.asdict(kind(**given))
         except ValidationError as error:
             raise SpecError(f"{self.source}: {key}.{registry.explain(error)}") from None
 
     def _integers(self, key: str, minimum: int) -> list[int]:
-        given = getattr(self, key)
-        values = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+        values = _several(getattr(self, key))
         if not values:
             raise SpecError(f"{self.source}: {key}: the list is empty; give at least one integer >= {minimum}.")
         for value in values:
             if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value < 2**31:
-                raise SpecError(f"{self.source}: {key}: must be an integer >= {minimum} (got {value!r})")
-        return values
+                raise SpecError(f"{self.source}: {key}: must be an integer >= {minimum} (got {shown(value)})")
+        return list(values)
 
     def _items(self, key: registry.Kind) -> list[dict[str, Any]]:
         return [
@@ -306,10 +378,13 @@ class Spec:
                 extra = [key for key in item if key != "chain"]
                 if extra:
                     raise SpecError(
-                        f"{self.source}: {where}: {extra[0]!r} beside 'chain': parameters belong to the chain's steps."
+                        f"{self.source}: {where}: {shown(extra[0])} beside 'chain': "
+                        "parameters belong to the chain's steps."
                     )
                 if isinstance(item["chain"], str | Mapping):
-                    raise SpecError(f"{self.source}: {where}.chain: must be a list of methods (got {item['chain']!r})")
+                    raise SpecError(
+                        f"{self.source}: {where}.chain: must be a list of methods (got {shown(item['chain'])})"
+                    )
                 steps = [
                     list(self._resolve("method", step, at))
                     for at, step in _listed(self.source, item["chain"], f"{where}.chain")
@@ -324,7 +399,7 @@ class Spec:
             item = {"name": item}
         if not isinstance(item, Mapping) or not isinstance(item.get("name"), str):
             raise SpecError(
-                f"{self.source}: {where}: must be a name or a table with a 'name' (got {item!r}). "
+                f"{self.source}: {where}: must be a name or a table with a 'name' (got {shown(item)}). "
                 f"Allowed names: {', '.join(sorted(registry.table(kind)))}."
             )
         name = item["name"]
@@ -349,22 +424,23 @@ def _listed(source: str, value: Any, key: str) -> list[tuple[str, Any]]:
         return [(key, value)]
     if isinstance(value, Sequence) and value:
         return [(f"{key}[{index}]", item) for index, item in enumerate(value)]
-    raise SpecError(f"{source}: {key}: the list is empty, or no list; give at least one name (got {value!r}).")
+    raise SpecError(f"{source}: {key}: the list is empty, or no list; give at least one name (got {shown(value)}).")
 
 
-def build(kind: registry.Kind, item: Mapping[str, Any]) -> Any:
-    """The task, method or hardware object of a resolved item."""
-    given = {key: value for key, value in item.items() if key != "name"}
+def build(kind: registry.Kind, item: Item | Mapping[str, Any]) -> Any:
+    """The task, method or hardware object of a resolved item, or of a cell's table with the key "name"."""
+    named = item if isinstance(item, Item) else Item.of(item)
     if kind == "task":
         from harness import tasks
 
-        return tasks.create(item["name"], given)
-    return registry.create(kind, item["name"], given)
+        return tasks.create(named.name, named.parameters)
+    return registry.create(kind, named.name, named.parameters)
 
 
 def parameters(built: Any) -> dict[str, Any]:
     """The parameters of a task, method or hardware object as plain JSON values."""
-    if resolved := getattr(built, "resolved_parameters", None):
+    # Only of Assay's own classes: reading a spec calls nothing of the user's.
+    if type(built).__module__.startswith("harness.") and (resolved := getattr(built, "resolved_parameters", None)):
         return cast(dict[str, Any], _plain(resolved()))
     value = {f.name: getattr(built, f.name) for f in dataclasses.fields(built) if f.init}
     return cast(dict[str, Any], _plain(value))
@@ -373,10 +449,92 @@ def parameters(built: Any) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     try:
         return json.loads(json.dumps(value, allow_nan=False))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         raise SpecError(
-            f"a parameter is no number, text, boolean, list or table, or is not finite (got {value!r})"
+            f"a parameter is no number, text, boolean, list or table, or is not finite (got {shown(value)})"
         ) from None
+
+
+def _parse(text: str, source: str) -> dict[str, Any]:
+    """The text as TOML, in a time that does not grow with its nesting.
+
+    Raises
+    ------
+    SpecError
+        If it is not valid, or holds what no spec needs: tables too deep, or integers beyond 64 bits.
+    """
+    # The parser's time grows with the square of a dotted key's length.
+    keys = re.split(r"[\n=\[\],{}]", _TEXT.sub("_", text))
+    problem = f"a key has more than {_MAX_DEPTH} parts" if any(key.count(".") > _MAX_DEPTH for key in keys) else None
+    value: dict[str, Any] = {}
+    if problem is None:
+        try:
+            value = tomllib.loads(text)
+            problem = _problem(value)
+        except RecursionError:
+            problem = f"it is nested deeper than {_MAX_DEPTH} levels"
+        except tomllib.TOMLDecodeError as error:
+            problem = cut(str(error), SHOWN)
+        except ValueError:  # Python refuses to read thousands of digits
+            problem = _TOO_LARGE
+    if problem:
+        raise SpecError(f"{source}: not valid TOML: {problem}")
+    return value
+
+
+def _problem(value: Any) -> str | None:
+    """Why a value cannot stand in a spec, or None. Nothing here recurses: the value may be nested without end."""
+    waiting = [(value, 0)]
+    while waiting:
+        item, depth = waiting.pop()
+        if depth > _MAX_DEPTH:
+            return f"it is nested deeper than {_MAX_DEPTH} levels"
+        if isinstance(item, Mapping):
+            waiting += [(part, depth + 1) for pair in item.items() for part in pair]
+        elif isinstance(item, list | tuple):
+            waiting += [(part, depth + 1) for part in item]
+        elif isinstance(item, int) and item not in _INTEGERS:
+            return _TOO_LARGE
+        elif isinstance(item, str) and not _is_unicode(item):
+            return f"the text {shown(item)} is no valid Unicode"
+    return None
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair has no place in a record
+        return False
+    return True
+
+
+def _several(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+
+
+def _combinations(item: Any) -> int:
+    """Into how many an item expands; what is no item counts as one, and is refused later."""
+    if not isinstance(item, Mapping):
+        return 1
+    if "chain" in item:
+        return math.prod(_combinations(step) for step in _several(item["chain"]))
+    # An empty list is refused later: here it must not hide the size of the others.
+    return math.prod(max(1, len(value)) for key, value in item.items() if key != "name" and isinstance(value, list))
+
+
+def _amount(number: int) -> str:
+    return f"{number:,}" if number < 10**15 else "more than 10^15"
+
+
+def _max_cells() -> int:
+    given = os.environ.get(MAX_CELLS_VARIABLE, str(MAX_CELLS))
+    if not given.isdecimal() or not 0 < len(given) <= 12 or int(given) == 0:
+        raise InputError(f"{MAX_CELLS_VARIABLE} must be a positive integer (got {shown(given)}).")
+    return int(given)
+
+
+def _distinct(values: Sequence[Any]) -> list[Any]:
+    return list({digest(value): value for value in values}.values())
 
 
 def packaged() -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from harness.text import printable
+
 if TYPE_CHECKING:
     from harness.runner import Event
 
@@ -53,14 +55,14 @@ class ProgressBar:
         if self._job is None:
             self._job = self._bar.add_task("", total=event.total)
         cell = event.cell
-        name = f"{cell.task['name']} · {cell.method} · {cell.hardware['name']} · batch {cell.batch_size}"
+        name = printable(f"{cell.task['name']} · {cell.method} · {cell.hardware['name']} · batch {cell.batch_size}")
         if event.kind == "done" and event.record is not None and not self._quiet:
-            reason = f": {event.record.reason}" if event.record.reason else ""
+            reason = f": {printable(event.record.reason)}" if event.record.reason else ""
             self._console.print(
                 f"[{event.index + 1}/{event.total}] {name}: {event.record.status}{reason}", markup=False
             )
         self._bar.update(
             self._job,
             completed=event.index + (1.0 if event.kind in ("done", "kept") else event.fraction),
-            description=escape(f"{name}  {event.message}"),
+            description=escape(f"{name}  {printable(event.message)}"),
         )

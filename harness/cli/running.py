@@ -10,6 +10,7 @@ import click
 
 from harness.cli.options import db_option, json_option, print_json
 from harness.cli.progress import ProgressBar
+from harness.text import printable
 
 if TYPE_CHECKING:
     from harness.runner import Outcome, Planned
@@ -36,7 +37,8 @@ only_option = click.option(
     type=click.FloatRange(min=0, min_open=True, max=1e7),
     default=7200.0,
     show_default=True,
-    help="Seconds that preparing a cell, and measuring it, may each take.",
+    help="Seconds that each step of a cell may take: training it, each method, building it, measuring it. "
+    "A step that takes longer is stopped, and its cell is recorded with the step's name.",
 )
 @json_option
 def run(spec: str, db: Path | None, only: str | None, dry_run: bool, rerun: bool, timeout: float, as_json: bool) -> int:
@@ -86,10 +88,8 @@ def _show_plan(planned: list[Planned], kept: set[str], as_json: bool) -> None:
         print_json(rows)
         return
     for row in rows:
-        click.echo(
-            f"{row['state']:7} {row['task']}  {row['config']}  {row['hardware']}  "
-            f"seed {row['seed']}  batch {row['batch_size']}  threads {row['threads']}"
-        )
+        where = printable(f"{row['task']}  {row['config']}  {row['hardware']}")
+        click.echo(f"{row['state']:7} {where}  seed {row['seed']}  batch {row['batch_size']}  threads {row['threads']}")
     click.echo(f"{len(rows)} cells, {len(kept)} kept, {len(rows) - len(kept)} to run.")
 
 
@@ -98,8 +98,8 @@ def _rows(outcome: Outcome, db: Path) -> list[dict[str, Any]]:
     from results.queries import of_runs
 
     order = [outcome.run_ids[item.cell_hash] for item in outcome.planned if item.cell_hash in outcome.run_ids]
-    found = of_runs(db, order) if order else {}
-    return [found[run_id] for run_id in order]
+    by_id = of_runs(db, order) if order else {}
+    return [by_id[run_id] for run_id in order]
 
 
 def _show_outcome(outcome: Outcome, rows: list[dict[str, Any]], db: Path) -> None:
@@ -118,7 +118,8 @@ def _show_outcome(outcome: Outcome, rows: list[dict[str, Any]], db: Path) -> Non
     click.echo(f"{len(outcome.planned)} cells: {summary or 'none'}; {len(outcome.kept)} kept from before, {work}.")
     for row in rows:
         if row["status"] != "ok":
-            click.echo(f"  {row['task']} · {row['method']} · {row['hardware']}: {row['status']}: {row['reason']}")
+            line = f"{row['task']} · {row['method']} · {row['hardware']}: {row['status']}: {row['reason']}"
+            click.echo(f"  {printable(line)}")
     if outcome.interrupted:
         click.echo("Interrupted. The same command goes on from here.")
     click.echo(f"Records: {db}   (assay table, assay plot latency_p50_ms accuracy, assay show RUN)")
@@ -139,7 +140,7 @@ def validate(specs: tuple[str, ...], as_json: bool) -> None:
         print_json(rows)
     else:
         for row in rows:
-            click.echo(f"{row['name']}: valid, {row['cells']} cells")
+            click.echo(f"{printable(row['name'])}: valid, {row['cells']} cells")
 
 
 _SUMMARY = (
@@ -166,7 +167,7 @@ def ls(what: str, db: Path | None, as_json: bool) -> None:
         return
     width = max((len(row["name"]) for row in rows), default=0)
     for row in rows:
-        click.echo(f"{row['name']:{width}}  {row['summary']}")
+        click.echo(f"{printable(row['name']):{width}}  {printable(row['summary'])}")
 
 
 def _list_names(what: str) -> list[dict[str, Any]]:
