@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -580,11 +580,10 @@ class Deployed(Protocol):
 
 @runtime_checkable
 class Hardware(Protocol):
-    """A runtime on a device. Implementations are frozen pydantic dataclasses: fields are its options.
+    """A runtime on a device. Implementations are frozen pydantic dataclasses: fields are its options."""
 
-    ``packages`` (a class variable, tuple of str) names the distributions whose versions belong into the record and into
-    the cell's identity.
-    """
+    packages: ClassVar[tuple[str, ...]]
+    """Distributions whose versions belong into the record and into the cell's identity."""
 
     @property
     def scheme(self) -> Scheme:

@@ -1,9 +1,8 @@
 """Runs a spec's cells one after another and hands each record to the store.
 
 The parent process stays light: training and building happen in one long-lived worker, every measurement in a fresh
-one. Cells
-that the database already has are kept. Two sweeps on one machine take turns cell by cell, since timings taken at the
-same time would disturb each other.
+one. Cells that the database already has are kept. Two sweeps on one machine take turns cell by cell, since timings
+taken at the same time would disturb each other.
 """
 
 from __future__ import annotations
@@ -22,40 +21,16 @@ from typing import Any, Literal
 
 from harness import cache, environment, paths, registry
 from harness.canonical import digest
-from harness.contracts import Store, Task
-from harness.errors import InputError, StoreError, Unavailable
+from harness.contracts import Store
+from harness.errors import InputError, StoreError
 from harness.executor import JobError, Worker
 from harness.filters import Filter
-from harness.measure.size import codec_source
-from harness.prepare import code_hash
-from harness.provenance import git_state, source_hash, versions
+from harness.planning import Planned as Planned
+from harness.planning import plan as plan
 from harness.record import Record, new_run_id
-from harness.spec import Cell, Spec, build, label
+from harness.spec import Cell, Spec, label
 
 DEFAULT_TIMEOUT_S = 7200.0
-_CORE_PACKAGES = ("assay-bench", "torch", "torchvision", "numpy", "onnx", "onnx-ir", "onnxscript", "zstandard")
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A cell with its identity.
-
-    Parameters
-    ----------
-    cell : Cell
-    cell_hash : str
-        Hash of everything that goes into the result: the cell, code, data, package versions, machine.
-    provenance : mapping
-        Fields of :class:`harness.record.Record` that are known before the run.
-    complete : bool
-        False for a task that brings its weights (the user's own, torchvision's, a checkpoint): only the prepared model
-        tells what is measured, and the final hash is made from it.
-    """
-
-    cell: Cell
-    cell_hash: str
-    provenance: Mapping[str, Any]
-    complete: bool = True
 
 
 @dataclass(frozen=True)
@@ -122,77 +97,6 @@ def open_store(db: Path | None = None) -> Store:
     return store
 
 
-def plan(spec: Spec, only: Filter | None = None) -> list[Planned]:
-    """The spec's cells with their identities.
-
-    Sources are hashed anew, so that edits between two sweeps of one process are seen.
-
-    Raises
-    ------
-    InputError
-        For anything in the spec that cannot be run, or data that is damaged.
-    """
-    source_hash.cache_clear()
-    spec_hash = spec.hash()
-    commit, dirty = git_state()
-    machine = environment.machine()
-    planned = []
-    tasks: dict[str, tuple[str | None, bool]] = {}
-    for cell in spec.cells():
-        if only and not only.accepts(cell.row()):
-            continue
-        hardware = build("hardware", cell.hardware)
-        packages = versions([*_CORE_PACKAGES, *hardware.packages])
-        hashes = {
-            "task_hash": code_hash("task", cell.task),
-            "method_hash": digest([code_hash("method", step) for step in cell.chain]),
-            "hardware_hash": code_hash("hardware", cell.hardware),
-        }
-        name = digest(cell.task)
-        if name not in tasks:
-            tasks[name] = _known_data(cell)
-        data, complete = tasks[name]
-        identity = {
-            "cell": cell.to_json(),
-            **hashes,
-            "core": source_hash("harness.measure.run", "harness.prepare", "harness.training"),
-            "storage": codec_source(),
-            "data": data,
-            "packages": packages,
-            "machine": machine["machine_id"],
-        }
-        provenance = {
-            **hashes,
-            "spec_name": spec.name,
-            "spec_hash": spec_hash,
-            "git_commit": commit,
-            "git_dirty": dirty,
-            "packages": packages,
-            "machine": machine,
-            "dataset_hash": data,
-        }
-        planned.append(Planned(cell, digest(identity), provenance, complete))
-    if not planned:
-        raise InputError(
-            f"No cell of {spec.name!r} is left to run: --only accepts none. See `assay run {spec.name} --dry-run`."
-        )
-    return planned
-
-
-def _known_data(cell: Cell) -> tuple[str | None, bool]:
-    """Hash of the cell's data set as far as it is known before the run, and whether the cell's identity is complete."""
-    # A user's own task runs the user's code: that happens in the worker only.
-    if ":" in cell.task["name"]:
-        return None, False
-    task: Task = build("task", cell.task)
-    if task.recipe() is None:
-        return None, False
-    try:
-        return task.dataset_hash(), True
-    except Unavailable:
-        return None, False
-
-
 def _ignore(event: Event) -> None:
     """Nobody watches."""
 
@@ -237,7 +141,7 @@ def sweep(
     kept = {} if rerun else dict(store.finished([item.cell_hash for item in planned if item.complete]))
     run_ids = {cell_hash: str(row["run_id"]) for cell_hash, row in kept.items()}
     records: list[Record] = []
-    forge = _Forge(_users_packages(planned))
+    preparing = PrepareWorker(_users_packages(planned))
 
     def finished(cell_hash: str) -> Mapping[str, Any] | None:
         return None if rerun else store.finished([cell_hash]).get(cell_hash)
@@ -250,11 +154,11 @@ def sweep(
                 if item.cell_hash in kept:
                     report("kept", 1.0, "already in the database", None)
                     continue
-                with _turn(lambda report=report: report("waiting", 0.0, "another sweep is measuring", None)):  # type: ignore[misc]
+                with measuring_lock(lambda report=report: report("waiting", 0.0, "another sweep is measuring", None)):  # type: ignore[misc]
                     report("start", 0.0, label(item.cell.chain), None)
                     # Another sweep may have run this very cell while we waited.
                     row = finished(item.cell_hash) if item.complete else None
-                    outcome = row or _run_cell(item, forge, began, timeout, report, finished)
+                    outcome = row or _run_cell(item, preparing, began, timeout, report, finished)
                     if isinstance(outcome, Record):
                         store.add(outcome.to_json())
                 if isinstance(outcome, Record):
@@ -271,7 +175,7 @@ def sweep(
     except KeyboardInterrupt:
         interrupted = True
     finally:
-        forge.close()
+        preparing.close()
     return Outcome(planned, records, kept, run_ids, interrupted)
 
 
@@ -312,20 +216,22 @@ def _users_packages(planned: Sequence[Planned]) -> list[str]:
     return sorted({name.partition(":")[0].partition(".")[0] for name in names if ":" in name})
 
 
-class _Forge:
-    """The long-lived worker that trains, compresses and builds; started anew after a crash."""
+class PrepareWorker:
+    """The long-lived process that trains, compresses and builds; started anew after a crash."""
 
     def __init__(self, trusted: Sequence[str]) -> None:
         self.trusted = trusted
         self._worker: Worker | None = None
 
     def run(self, job: Mapping[str, Any], timeout: float, progress: Callable[[float, str], None]) -> dict[str, Any]:
+        """Prepare one cell; see :func:`harness.prepare.prepare`."""
         if self._worker is None or not self._worker.alive:
             self.close()
-            self._worker = Worker(environment.cores(), self.trusted, patient=True)
+            self._worker = Worker(environment.cores(), self.trusted, passive_wait=True)
         return self._worker.run(job, timeout=timeout, progress=progress)
 
     def close(self) -> None:
+        """End the process."""
         if self._worker is not None:
             self._worker.__exit__()
             self._worker = None
@@ -333,7 +239,7 @@ class _Forge:
 
 def _run_cell(
     item: Planned,
-    forge: _Forge,
+    preparing: PrepareWorker,
     not_before: float,
     timeout: float,
     report: Report,
@@ -362,7 +268,7 @@ def _run_cell(
         **item.provenance,
     )
     try:
-        prepared = forge.run(
+        prepared = preparing.run(
             {"op": "prepare", "cell": cell.to_json(), "not_before": not_before},
             timeout,
             lambda fraction, message: report("progress", 0.5 * fraction, message, None),
@@ -373,7 +279,7 @@ def _run_cell(
             record = replace(record, cell_hash=digest([item.cell_hash, prepared["identity"]]))
             if row := finished(record.cell_hash):
                 return row
-        return _measure(record, cell, forge, prepared, timeout, report)
+        return _measure(record, cell, preparing, prepared, timeout, report)
     except JobError as error:
         return _ended(record, error.status, error.reason, error.traceback)
     except KeyboardInterrupt:
@@ -381,9 +287,9 @@ def _run_cell(
 
 
 def _measure(
-    record: Record, cell: Cell, forge: _Forge, prepared: Mapping[str, Any], timeout: float, report: Report
+    record: Record, cell: Cell, preparing: PrepareWorker, prepared: Mapping[str, Any], timeout: float, report: Report
 ) -> Record:
-    with Worker(cell.threads, [*forge.trusted, *prepared["trusted"]]) as worker:
+    with Worker(cell.threads, [*preparing.trusted, *prepared["trusted"]]) as worker:
         measured = worker.run(
             {
                 "op": "measure",
@@ -392,20 +298,25 @@ def _measure(
                 "batch_size": cell.batch_size,
                 "measure": cell.measure,
                 "energy": cell.energy,
-                **{key: prepared[key] for key in ("artifact", "reference", "reference_data", "test")},
+                **prepared["measure"],
             },
             timeout=timeout,
             progress=lambda fraction, message: report("progress", 0.5 + 0.5 * fraction, message, None),
         )
     reasons = {**record.reasons, **measured.pop("reasons")}
-    effective = measured.pop("effective") | ({"scheme": prepared["scheme"]} if prepared["scheme"] else {})
-    if why := effective.get("precision_reason"):
-        measured["warnings"].append(f"precision {measured['precision']}: {why}")
-    return replace(record, **measured, effective=effective, reasons=reasons)
+    warnings = [*record.warnings, *measured.pop("warnings")]
+    if why := measured["effective"].get("precision_reason"):
+        warnings.append(f"precision {measured['precision']}: {why}")
+    if record.random_in_evaluation:
+        warnings.append(
+            "The model is random in evaluation: two calls on equal inputs give different outputs, so its scores are "
+            "not compared. Dropout that ignores evaluation mode (F.dropout without training=self.training) does that."
+        )
+    return replace(record, **measured, reasons=reasons, warnings=warnings)
 
 
 def _ended(record: Record, status: Any, reason: str, traceback: str | None) -> Record:
-    missing = [name for name in ("latency_ns", "predictions", "load_ms", "fidelity") if not getattr(record, name)]
+    missing = [name for name in ("latency", "scores", "load_ms") if not getattr(record, name)]
     return replace(
         record,
         status=status,
@@ -420,7 +331,7 @@ def _without_name(item: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _turn(waiting: Callable[[], None]) -> Iterator[None]:
+def measuring_lock(waiting: Callable[[], None]) -> Iterator[None]:
     """Hold this user's measuring lock on this machine: one cell at a time, whatever the database or ``ASSAY_HOME``."""
     from filelock import FileLock, Timeout
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,8 +15,10 @@ class Timing:
 
     Parameters
     ----------
-    latency_ns : list of int
-        Every timed query in order: wall-clock nanoseconds around call and synchronize.
+    latency_ns : dict of str to list of int
+        By phase, every timed call in order: wall-clock nanoseconds around call and synchronize.
+    queries : int
+        Timed queries: passes through all phases.
     warmup_queries : int
         Untimed queries before them.
     wall_s : float
@@ -25,7 +27,8 @@ class Timing:
         False where ``max_seconds`` ended the loop before ``min_queries`` were reached.
     """
 
-    latency_ns: list[int]
+    latency_ns: dict[str, list[int]]
+    queries: int
     warmup_queries: int
     wall_s: float
     complete: bool
@@ -45,26 +48,29 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 def time_queries(
-    call: Callable[[], None],
+    call: Callable[[str], None],
     synchronize: Callable[[], None],
     *,
     min_queries: int,
     min_seconds: float,
     max_seconds: float,
+    phases: Sequence[tuple[str, int]] = (("forward", 1),),
     warmup_queries: int = 0,
     warmup_seconds: float = 0.0,
     on_start: Callable[[], None] | None = None,
 ) -> Timing:
-    """Time ``call(); synchronize()`` until a minimum count AND a minimum time are reached.
+    """Time ``call(phase); synchronize()`` until a minimum count AND a minimum time are reached.
 
     Parameters
     ----------
     call, synchronize : callable
-        One inference; waiting for the device.
+        One call of a phase; waiting for the device.
     min_queries, min_seconds : int, float
         Both must be reached ...
     max_seconds : float
         ... unless this is.
+    phases : sequence of (str, int)
+        What one query is: phases in order, each with its number of calls. Every call is a sample.
     warmup_queries, warmup_seconds : int, float
         Untimed queries first, both met.
     on_start : callable or None
@@ -76,30 +82,36 @@ def time_queries(
         All samples; none is dropped as an outlier.
     """
     clock = time.perf_counter_ns
+    names = [name for name, count in phases for _ in range(count)]
     warmed, until = 0, clock() + int(warmup_seconds * 1e9)
     while warmed < warmup_queries or clock() < until:
-        call()
-        synchronize()
+        for name in names:
+            call(name)
+            synchronize()
         warmed += 1
-    samples: list[int] = []
-    append = samples.append
+    samples: dict[str, list[int]] = {name: [] for name in names}
+    plan = [(name, samples[name].append) for name in names]
     enough_ns, at_most_ns = int(min_seconds * 1e9), int(max_seconds * 1e9)
+    queries = 0
     with _no_garbage_collection():
         if on_start:
             on_start()
         begin = clock()
         while True:
-            t0 = clock()
-            call()
-            synchronize()
-            t1 = clock()
-            append(t1 - t0)
+            for name, append in plan:
+                t0 = clock()
+                call(name)
+                synchronize()
+                t1 = clock()
+                append(t1 - t0)
+            queries += 1
             elapsed = t1 - begin
-            if elapsed >= enough_ns and (len(samples) >= min_queries or elapsed >= at_most_ns):
+            if elapsed >= enough_ns and (queries >= min_queries or elapsed >= at_most_ns):
                 break
     return Timing(
         latency_ns=samples,
+        queries=queries,
         warmup_queries=warmed,
         wall_s=elapsed / 1e9,
-        complete=len(samples) >= min_queries,
+        complete=queries >= min_queries,
     )

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from harness import energy, environment
+from harness import arrays, energy, environment, metrics
+from harness.contracts import Signature, Workload
 from harness.errors import Unavailable
-from harness.measure.latency import time_queries
+from harness.measure.latency import Timing, time_queries
 from harness.measure.memory import peak_rss_bytes
-from harness.measure.outputs import answer, fidelity, predict
+from harness.measure.outputs import Scores, answer, scored
 from harness.spec import build
 
 if TYPE_CHECKING:
-    from harness.contracts import Deployed, FloatArray, Hardware, IntArray
-
+    from harness.contracts import Arrays, Deployed, Hardware
 
 _FAITHFUL_TOP1 = 0.95
+_FAITHFUL_SQNR_DB = {"f32": 50.0}
+_LOW_SQNR_DB = 10.0
 _MOSTLY = 0.95
 
 
@@ -32,9 +33,8 @@ def measure(job: Mapping[str, Any], progress: Callable[[float, str], None]) -> d
     Parameters
     ----------
     job : mapping
-        ``hardware`` (resolved item), ``artifact`` (path), ``threads``, ``batch_size``, ``measure`` and
-        ``energy`` (settings),
-        ``reference`` (folder of ``x.npy`` and ``logits.npy``), ``test`` (folder of ``x.npy`` and ``y.npy``, or None).
+        ``hardware`` (resolved item), ``threads``, ``batch_size``, ``measure`` and ``energy`` (settings), and what
+        :func:`harness.prepare.prepare` returned under "measure".
     progress : callable
         ``progress(fraction, message)``.
 
@@ -44,48 +44,51 @@ def measure(job: Mapping[str, Any], progress: Callable[[float, str], None]) -> d
         Fields of :class:`harness.record.Record`.
     """
     settings = job["measure"]
-    hardware = build("hardware", job["hardware"])
+    signature, workload = Signature.from_json(job["signature"]), Workload.from_json(job["workload"])
+    hardware: Hardware = build("hardware", job["hardware"])
     # Importing the runtime is not loading the model: it is done before the clock starts.
     if reason := hardware.unavailable():
         raise Unavailable(reason)
-    # Mapped, so that only the batch counts towards this process's memory.
-    x = np.load(Path(job["reference"]) / "x.npy", mmap_mode="r")
-    batch = np.ascontiguousarray(x[np.arange(job["batch_size"]) % len(x)])
+    blocks = arrays.read(Path(job["reference"]))
+    query = query_inputs(blocks[0].inputs, signature, workload, job["batch_size"])
+
+    def load(inputs: Arrays) -> Deployed:
+        return hardware.load(Path(job["artifact"]), signature=signature, inputs=inputs, threads=job["threads"])
+
     before = environment.conditions()
     warnings = environment.measurement_warnings(job["threads"])
-
     progress(0.0, "load")
     begin = time.perf_counter_ns()
-    deployed = hardware.load(Path(job["artifact"]), threads=job["threads"], batch=batch.shape)
+    deployed = load(query)
     load_ms = (time.perf_counter_ns() - begin) / 1e6
+    first_phase = workload.phases[0][0]
     try:
-        deployed.bind(batch)
+        deployed.bind(query)
         begin = time.perf_counter_ns()
-        deployed()
+        deployed(first_phase)
         deployed.synchronize()
         first_ms = (time.perf_counter_ns() - begin) / 1e6
-        answer(deployed, batch)
-
+        answer(deployed, query, phase=first_phase)
         progress(0.1, "latency")
-        timing, readings, reasons = _time(deployed, job)
+        timing, readings, reasons = _time(deployed, workload, job)
         # Read before accuracy: its larger batches are not what a deployment holds in memory.
         peak = peak_rss_bytes()
-        if not timing["complete"]:
+        if not timing.complete:
             warnings.append(
-                f"Only {len(timing['latency_ns'])} queries fit into measure.max_seconds={settings['max_seconds']:g}; "
+                f"Only {timing.queries} queries fit into measure.max_seconds={settings['max_seconds']:g}; "
                 "raise it for higher percentiles."
             )
-
         effective = dict(deployed.effective)
     finally:
         deployed.close()
-    result = _outputs(hardware, job, x, progress)
-    warnings += _doubts(result["fidelity"], effective, job["threads"])
-    return result | {
+    scores = _scores(load, blocks, job, progress)
+    warnings += output_warnings(scores, effective) + runtime_warnings(effective, job["threads"])
+    return {
+        "scores": scores,
         "effective": effective,
         "precision": effective.get("precision"),
-        "latency_ns": timing["latency_ns"],
-        "warmup_queries": timing["warmup_queries"],
+        "latency": timing.latency_ns,
+        "warmup_queries": timing.warmup_queries,
         "load_ms": load_ms,
         "first_ms": first_ms,
         "peak_rss_bytes": peak,
@@ -96,42 +99,97 @@ def measure(job: Mapping[str, Any], progress: Callable[[float, str], None]) -> d
     }
 
 
-def _outputs(
-    hardware: Hardware,
+def query_inputs(inputs: Arrays, signature: Signature, workload: Workload, batch_size: int) -> dict[str, Any]:
+    """The inputs of one timed query: the first examples, repeated to the batch size, at the workload's sizes.
+
+    An axis whose size the workload gives is cut, or filled by repeating; other varying axes stay as the examples have
+    them.
+    """
+    found = arrays.repeated(inputs, batch_size)
+    for port in signature.inputs:
+        for axis, size in enumerate(port.shape, start=1):
+            if isinstance(size, str) and size in workload.sizes:
+                wanted = workload.sizes[size]
+                value = found[port.name]
+                found[port.name] = np.take(value, np.arange(wanted) % value.shape[axis], axis=axis)
+    return found
+
+
+def _scores(
+    load: Callable[[Arrays], Deployed],
+    blocks: Sequence[arrays.Block],
     job: Mapping[str, Any],
-    x: FloatArray,
     progress: Callable[[float, str], None],
-) -> dict[str, Any]:
-    """Fidelity and accuracy of the same artifact, loaded once more for the larger evaluation batch."""
-    size = job["measure"]["eval_batch"]
-    progress(0.5, "fidelity")
-    deployed = hardware.load(Path(job["artifact"]), threads=job["threads"], batch=(size, *x.shape[1:]))
-    try:
-        logits = np.load(Path(job["reference"]) / "logits.npy")
-        outputs = np.concatenate([answer(deployed, part, size) for part in _parts(x, size)])
-        result: dict[str, Any] = {"fidelity": {**fidelity(outputs, logits), "data": job["reference_data"]}}
-        if job["test"]:
-            progress(0.6, "accuracy")
-            labels, predictions = predict(deployed, _stored(Path(job["test"]), size, progress), size)
-            result |= {
-                "labels": labels,
-                "predictions": predictions,
-                "n_examples": len(labels),
-                "n_correct": sum(a == b for a, b in zip(labels, predictions, strict=True)),
-            }
-    finally:
-        deployed.close()
-    return result
+) -> list[dict[str, Any]]:
+    """The task's metrics on the test set, then fidelity on the reference examples, of the same artifact."""
+    size, phase = job["eval_batch"], job["workload"]["phases"][0][0]
+    task_metrics = [
+        Scores(metrics.create(config), config, "test", "targets", job["test_sha256"]) for config in job["metrics"]
+    ]
+    origins = ("torch", "float") if job["quantized"] else ("torch",)
+    fidelity = {
+        origin: [
+            Scores(metrics.create(config), config, job["reference_data"], origin, None) for config in job["fidelity"]
+        ]
+        for origin in origins
+    }
+
+    def compare(outputs: Arrays, reference: Arrays) -> None:
+        for origin, kept in fidelity.items():
+            theirs = {name.partition("/")[2]: v for name, v in reference.items() if name.startswith(f"{origin}/")}
+            for scores in kept:
+                scores.add(outputs, theirs)
+
+    found: list[Scores] = []
+    if job["fidelity"] and any(name.startswith("torch/") for name in blocks[0].targets):
+        progress(0.5, "fidelity")
+        scored(load, blocks, size, compare, phase)
+        found += [scores for kept in fidelity.values() for scores in kept]
+    if job["test"] and task_metrics:
+        test = arrays.read(Path(job["test"]))
+        total, done = sum(map(len, test)), 0
+
+        def score(outputs: Arrays, targets: Arrays) -> None:
+            nonlocal done
+            progress(0.6 + 0.4 * done / total, f"{task_metrics[0].name} {done}/{total}")
+            for scores in task_metrics:
+                scores.add(outputs, targets)
+            done += len(next(iter(outputs.values())))
+
+        scored(load, test, size, score, phase)
+        found = task_metrics + found
+    return [scores.entry() for scores in found]
 
 
-def _doubts(faithful: Mapping[str, Any], effective: Mapping[str, Any], threads: int) -> list[str]:
+def output_warnings(scores: Sequence[Mapping[str, Any]], effective: Mapping[str, Any]) -> list[str]:
+    """Where the deployed outputs are not those of the torch model, and whose doing that is, as warnings."""
+    found = []
+    values = {(score["against"], score["metric"]): score for score in scores if score["against"] != "targets"}
+    whose = {
+        "torch": "what this artifact scores is the runtime's or the export's doing, not the method's",
+        "float": "this is what quantization did to the model",
+    }
+    for origin, doing in whose.items():
+        agreement = values.get((origin, "top1-agreement"))
+        if agreement and agreement["value"] is not None and agreement["value"] < _FAITHFUL_TOP1:
+            than = "the torch model" if origin == "torch" else "the model before quantization"
+            found.append(
+                f"The deployed model and {than} agree on only {agreement['value']:.1%} of {agreement['n']} "
+                f"{agreement['data']} examples: {doing}."
+            )
+    sqnr = values.get(("torch", "sqnr"))
+    least = _FAITHFUL_SQNR_DB.get(str(effective.get("precision")), _LOW_SQNR_DB)
+    if sqnr and sqnr["value"] is not None and sqnr["value"] < least:
+        found.append(
+            f"The deployed outputs differ from the torch model's by {sqnr['value']:.1f} dB SQNR on {sqnr['n']} "
+            f"{sqnr['data']} examples, where {least:g} dB and more are usual: {whose['torch']}."
+        )
+    return found
+
+
+def runtime_warnings(effective: Mapping[str, Any], threads: int) -> list[str]:
     """What the runtime does otherwise than asked, as warnings."""
     found = []
-    if faithful["top1"] < _FAITHFUL_TOP1:
-        found.append(
-            f"The deployed model and the torch model agree on only {faithful['top1']:.1%} of {faithful['n']} "
-            f"{faithful['data']} examples: its accuracy is the runtime's or the export's, not the method's."
-        )
     if effective.get("threads") != threads:
         found.append(f"{threads} threads were asked for; the runtime reports {effective.get('threads')}.")
     share = effective.get("mac_share", {}).get(effective.get("precision"), 1.0)
@@ -142,12 +200,15 @@ def _doubts(faithful: Mapping[str, Any], effective: Mapping[str, Any], threads: 
     return found
 
 
-def _time(deployed: Deployed, job: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, str]]:
+def _time(
+    deployed: Deployed, workload: Workload, job: Mapping[str, Any]
+) -> tuple[Timing, list[dict[str, Any]], dict[str, str]]:
     settings, account = job["measure"], job["energy"]
     meter = energy.choose(account) if account["enabled"] else None
     timing = time_queries(
         deployed,
         deployed.synchronize,
+        phases=workload.phases,
         min_queries=settings["min_queries"],
         min_seconds=max(settings["min_seconds"], meter.min_window_s if meter else 0.0),
         max_seconds=max(settings["max_seconds"], meter.min_window_s if meter else 0.0),
@@ -157,26 +218,13 @@ def _time(deployed: Deployed, job: Mapping[str, Any]) -> tuple[dict[str, Any], l
     )
     if meter is None:
         reason = "switched off by the spec (energy.enabled = false)"
-        return dataclasses.asdict(timing), [], dict.fromkeys(("energy_j", "energy_method", "carbon_g"), reason)
+        return timing, [], dict.fromkeys(("energy_j", "energy_method", "carbon_g"), reason)
     readings = [
         {**dataclasses.asdict(reading), "grid_g_per_kwh": account["grid_g_per_kwh"]}
-        for reading in meter.stop(len(timing.latency_ns))
+        for reading in meter.stop(timing.queries)
         if reading.gross_j > 0
     ]
     if not readings:
         reason = "the energy counter did not advance during the measurement"
-        return dataclasses.asdict(timing), [], dict.fromkeys(("energy_j", "energy_method", "carbon_g"), reason)
-    return dataclasses.asdict(timing), readings, {}
-
-
-def _parts(x: FloatArray, size: int) -> Iterator[FloatArray]:
-    for start in range(0, len(x), size):
-        yield x[start : start + size]
-
-
-def _stored(folder: Path, size: int, progress: Callable[[float, str], None]) -> Iterator[tuple[FloatArray, IntArray]]:
-    x, y = np.load(folder / "x.npy", mmap_mode="r"), np.load(folder / "y.npy")
-    for index, (part, start) in enumerate(zip(_parts(x, size), itertools.count(0, size))):
-        if index % 8 == 0:
-            progress(0.6 + 0.4 * start / len(x), f"accuracy {start}/{len(x)}")
-        yield np.ascontiguousarray(part), y[start : start + size]
+        return timing, [], dict.fromkeys(("energy_j", "energy_method", "carbon_g"), reason)
+    return timing, readings, {}

@@ -27,13 +27,15 @@ WEIGHTS = ("plain_bytes", "container_bytes", "shannon_bytes", "zstd_bytes", "xz_
 """What :func:`weigh_weights` returns."""
 
 
-def weigh(artifact: Path) -> dict[str, Any]:
+def weigh(artifact: Path, compress_below: int = 2**63) -> dict[str, Any]:
     """Weigh a file, or a folder's files together.
 
     Parameters
     ----------
     artifact : Path
         What the runtime loads.
+    compress_below : int
+        A larger artifact is not compressed, which would take minutes: its ``zstd_bytes`` is None.
 
     Returns
     -------
@@ -45,13 +47,20 @@ def weigh(artifact: Path) -> dict[str, Any]:
 
     files = sorted(path for path in artifact.rglob("*") if path.is_file()) if artifact.is_dir() else [artifact]
     compressor = zstandard.ZstdCompressor(level=19)
+    size = sum(path.stat().st_size for path in files)
+    small = size <= compress_below
     return {
         "sha256": file_sha256(artifact),
-        "size_bytes": sum(path.stat().st_size for path in files),
-        "zstd_bytes": sum(len(compressor.compress(path.read_bytes())) for path in files),
+        "size_bytes": size,
+        "zstd_bytes": sum(len(compressor.compress(path.read_bytes())) for path in files) if small else None,
         "files": [str(path.relative_to(artifact)) if artifact.is_dir() else path.name for path in files],
         "format": artifact.suffix.removeprefix(".") or "folder",
     }
+
+
+def plain_bytes(model: nn.Module) -> int:
+    """Bytes of the state dict's raw tensors."""
+    return sum(value.numel() * value.element_size() for value in model.state_dict().values())
 
 
 def weigh_weights(model: nn.Module, folder: Path) -> dict[str, int | None]:
