@@ -1,4 +1,8 @@
-"""Synthetic records for tests: complete, valid, and cheap; every keyword of Record can be overridden."""
+"""Synthetic records for tests: complete, valid, and cheap; every keyword of Record can be overridden.
+
+Scores and latency may be given in the short words of record format 1 (``labels``, ``predictions``, ``n_examples``,
+``n_correct``, ``fidelity``, ``latency_ns``): accuracy is what most tests are about.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from harness.canonical import digest
-from harness.record import Record
+from harness.record import Record, upgrade
 
 _COUNTER = itertools.count()
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -85,8 +89,28 @@ def record(**overrides: Any) -> dict[str, Any]:
     values.setdefault(
         "cell_hash", digest([values[k] for k in ("task", "chain", "hardware", "seed", "batch_size", "threads")])
     )
-    plain: dict[str, Any] = json.loads(json.dumps(Record(**values).to_json(), default=str))
+    given = {name: values[name] for name in ("scores", "latency") if name in values}
+    plain: dict[str, Any] = json.loads(json.dumps(Record(**(upgrade(values) | given)).to_json(), default=str))
     return plain
+
+
+def score(metric: str, values: Any, **overrides: Any) -> dict[str, Any]:
+    """An entry of ``scores``: a metric against the targets whose value is the mean of its only part."""
+    values = np.asarray(values, dtype=float)
+    return {
+        "metric": metric,
+        "config": {"name": metric},
+        "unit": "",
+        "better": "lower",
+        "proportion": False,
+        "data": "test",
+        "against": "targets",
+        "split_sha256": "9" * 64,
+        "n": values.size,
+        "parts": {"error": values.tolist()},
+        "value": float(values.mean()),
+        **overrides,
+    }
 
 
 def predictions(right: Any, classes: int = 10) -> dict[str, Any]:
