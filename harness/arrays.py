@@ -113,7 +113,7 @@ def read(folder: Path) -> list[Block]:
             Block(*(_mapped(folder, block[kind], block["n"]) for kind in ("inputs", "targets")))
             for block in index["blocks"]
         ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{folder}: not a folder of examples: {error}. Delete it and run again.") from error
 
 

@@ -42,13 +42,20 @@ def call(model: nn.Module, inputs: Tensors, signature: Signature) -> dict[str, T
     Unsupported
         If an output is missing, is no tensor, or has no axis for the examples; the batch size is named.
     """
+    args, kwargs = arguments(model, inputs, signature)
+    # Not len(): it would make the batch size a constant where torch.export traces this.
+    examples = next(iter((*args, *kwargs.values()))).shape[0]
+    return named(model(*args, **kwargs), signature, examples)
+
+
+def arguments(model: nn.Module, inputs: Tensors, signature: Signature) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """What the model is called with, by place and by name; see :func:`call`."""
     missing = [port.name for port in signature.inputs if port.name not in inputs]
     if missing:
         raise InputError(f"The model's input {missing[0]!r} is missing; given: {', '.join(inputs)}.")
     values = {port.name: inputs[port.name] for port in signature.inputs}
     by_place = len(values) == 1 or not input_names(model)
-    result = model(*values.values()) if by_place else model(**values)
-    return named(result, signature, len(next(iter(values.values()))))
+    return (tuple(values.values()), {}) if by_place else ((), values)
 
 
 def named(result: Any, signature: Signature, examples: int) -> dict[str, Tensor]:
@@ -66,7 +73,7 @@ def named(result: Any, signature: Signature, examples: int) -> dict[str, Tensor]
             raise Unsupported(f"The model gives {len(flat)} outputs; {port.name!r} is expected in place {place}.")
         if not isinstance(value, torch.Tensor):
             raise Unsupported(f"The model's output {port.name!r} is {type(value).__name__}, not a tensor.")
-        if value.ndim == 0 or len(value) != examples:
+        if value.ndim == 0 or value.shape[0] != examples:
             raise Unsupported(
                 f"At batch size {examples} the model's output {port.name!r} has shape {tuple(value.shape)}: its first "
                 f"axis should be the {examples} examples. A squeeze() without an axis, or a batch size written into "

@@ -5,7 +5,6 @@ Runs in a worker that has torch; what it leaves on disk is all that the measurin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,42 +14,32 @@ from harness.canonical import digest, file_sha256
 from harness.chain import Stored, Work, baseline, code_hash, load, step, trust
 from harness.contracts import Hardware, Task
 from harness.errors import InputError, Unavailable, Unsupported
+from harness.jobs import Deployment, Prepared, PrepareJob, Progress, to_json
 from harness.measure import counts
 from harness.measure.layers import is_quantized, layers
 from harness.measure.size import WEIGHTS, codec_source, plain_bytes, weigh, weigh_weights
 from harness.planning import metric_hashes
 from harness.provenance import source_hash, versions
 from harness.reference import OUTPUT_BYTES, reference, source_of, test_set
-from harness.spec import Cell, build
+from harness.spec import build
 
 if TYPE_CHECKING:
     from torch import nn
 
     from harness.contracts import Tensors
 
-Progress = Callable[[float, str], None]
 
+def prepare(job: PrepareJob, progress: Progress) -> Prepared:
+    """Train, compress and build one cell: what a worker does with a :class:`harness.jobs.PrepareJob`.
 
-def prepare(job: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
-    """Train, compress and build one cell.
-
-    Parameters
-    ----------
-    job : mapping
-        ``cell`` (:meth:`harness.spec.Cell.to_json`) and ``not_before`` (Unix time: older chain steps and artifacts are
-        computed again; baselines are kept).
-    progress : callable
-        ``progress(fraction, message)``.
-
-    Returns
-    -------
-    dict
-        ``record`` (fields of :class:`harness.record.Record`), ``measure`` (what the measuring process needs beside the
-        cell), ``identity`` and ``trusted``.
+    Raises
+    ------
+    Unavailable, Unsupported
+        With the reason, where the task, the method or the runtime cannot.
     """
     import torch
 
-    cell = Cell.from_json(job["cell"])
+    cell = job.cell
     torch.set_num_threads(environment.cores())
     task: Task = build("task", cell.task)
     if reason := task.unavailable():
@@ -65,7 +54,7 @@ def prepare(job: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         task=task,
         hardware=hardware,
         data=task.data(),
-        not_before=job["not_before"],
+        not_before=job.not_before,
         progress=progress,
     )
     signature, workload = task.signature, task.workload
@@ -95,8 +84,8 @@ def prepare(job: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     elif weights["xz_bytes"] is None:
         large = "the weights are so large that xz and the like would take minutes"
         reasons |= dict.fromkeys(("zstd_bytes", "xz_bytes", "gzip_bytes"), large)
-    return {
-        "record": {
+    return Prepared(
+        record={
             "artifact": {key: artifact[key] for key in ("sha256", "size_bytes", "zstd_bytes", "files", "format")},
             "params_original": counts.parameters(original[0])[0],
             "params_total": total,
@@ -107,37 +96,37 @@ def prepare(job: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
             "reasons": reasons,
             "dataset_hash": task.dataset_hash(),
             "original_sha256": original[1].sha256,
-            "signature": asdict(signature),
-            "workload": asdict(workload),
+            "signature": to_json(signature),
+            "workload": to_json(workload),
             "layers": layers(model, original[0]),
             "random_in_evaluation": probed["random"],
             "notes": [*task.notes(), *work.notes],
             "warnings": work.warnings,
         },
-        "measure": {
-            "artifact": str(place / artifact["name"]),
-            "signature": asdict(signature),
-            "workload": asdict(workload),
-            "reference": str(folder),
-            "reference_data": source_of(work.data),
-            "test": None if test is None else str(test),
-            "test_sha256": split_sha256,
-            "eval_batch": signature.batch
+        deployment=Deployment(
+            artifact=place / artifact["name"],
+            signature=signature,
+            workload=workload,
+            reference=folder,
+            reference_data=source_of(work.data),
+            test=test,
+            test_sha256=split_sha256,
+            eval_batch=signature.batch
             or min(cell.measure["eval_batch"], max(1, OUTPUT_BYTES // max(1, probed["output_bytes"]))),
-            "metrics": [metrics.config(metric) for metric in task.metrics],
-            "fidelity": [metrics.config(metric) for metric in task.fidelity],
-            "quantized": unquantized is not None,
-        },
-        "trusted": trusted,
-        "identity": [
+            metrics=tuple(metrics.config(metric) for metric in task.metrics),
+            fidelity=tuple(metrics.config(metric) for metric in task.fidelity),
+            quantized=unquantized is not None,
+        ),
+        trusted=tuple(trusted),
+        identity=(
             original[1].sha256,
             work.data_key,
             task.dataset_hash(),
             split_sha256,
             reasons.get("score"),
             metric_hashes(task),
-        ],
-    }
+        ),
+    )
 
 
 def _chain(

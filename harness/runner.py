@@ -7,6 +7,7 @@ taken at the same time would disturb each other.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import tempfile
@@ -25,6 +26,7 @@ from harness.contracts import Store
 from harness.errors import InputError, StoreError
 from harness.executor import JobError, Worker
 from harness.filters import Filter
+from harness.jobs import Item, MeasureJob, Prepared, PrepareJob
 from harness.planning import Planned as Planned
 from harness.planning import plan as plan
 from harness.record import Record, new_run_id
@@ -223,7 +225,7 @@ class PrepareWorker:
         self.trusted = trusted
         self._worker: Worker | None = None
 
-    def run(self, job: Mapping[str, Any], timeout: float, progress: Callable[[float, str], None]) -> dict[str, Any]:
+    def run(self, job: PrepareJob, timeout: float, progress: Callable[[float, str], None]) -> Prepared:
         """Prepare one cell; see :func:`harness.prepare.prepare`."""
         if self._worker is None or not self._worker.alive:
             self.close()
@@ -269,14 +271,14 @@ def _run_cell(
     )
     try:
         prepared = preparing.run(
-            {"op": "prepare", "cell": cell.to_json(), "not_before": not_before},
+            PrepareJob(cell=cell, not_before=not_before),
             timeout,
             lambda fraction, message: report("progress", 0.5 * fraction, message, None),
         )
         # What was built is known and true, even if it does not run.
-        record = replace(record, **prepared["record"])
+        record = replace(record, **prepared.record)
         if not item.complete:
-            record = replace(record, cell_hash=digest([item.cell_hash, prepared["identity"]]))
+            record = replace(record, cell_hash=digest([item.cell_hash, prepared.identity]))
             if row := finished(record.cell_hash):
                 return row
         return _measure(record, cell, preparing, prepared, timeout, report)
@@ -287,32 +289,37 @@ def _run_cell(
 
 
 def _measure(
-    record: Record, cell: Cell, preparing: PrepareWorker, prepared: Mapping[str, Any], timeout: float, report: Report
+    record: Record,
+    cell: Cell,
+    preparing: PrepareWorker,
+    prepared: Prepared,
+    timeout: float,
+    report: Report,
 ) -> Record:
-    with Worker(cell.threads, [*preparing.trusted, *prepared["trusted"]]) as worker:
+    job = MeasureJob(
+        hardware=Item.of(cell.hardware),
+        threads=cell.threads,
+        batch_size=cell.batch_size,
+        measure=cell.measure,
+        energy=cell.energy,
+        deployment=prepared.deployment,
+    )
+    with Worker(cell.threads, [*preparing.trusted, *prepared.trusted]) as worker:
         measured = worker.run(
-            {
-                "op": "measure",
-                "hardware": cell.hardware,
-                "threads": cell.threads,
-                "batch_size": cell.batch_size,
-                "measure": cell.measure,
-                "energy": cell.energy,
-                **prepared["measure"],
-            },
+            job,
             timeout=timeout,
             progress=lambda fraction, message: report("progress", 0.5 + 0.5 * fraction, message, None),
         )
-    reasons = {**record.reasons, **measured.pop("reasons")}
-    warnings = [*record.warnings, *measured.pop("warnings")]
-    if why := measured["effective"].get("precision_reason"):
-        warnings.append(f"precision {measured['precision']}: {why}")
+    warnings = [*record.warnings, *measured.warnings]
+    if why := measured.effective.get("precision_reason"):
+        warnings.append(f"precision {measured.precision}: {why}")
     if record.random_in_evaluation:
         warnings.append(
             "The model is random in evaluation: two calls on equal inputs give different outputs, so its scores are "
             "not compared. Dropout that ignores evaluation mode (F.dropout without training=self.training) does that."
         )
-    return replace(record, **measured, reasons=reasons, warnings=warnings)
+    fields = {field.name: getattr(measured, field.name) for field in dataclasses.fields(measured)}
+    return replace(record, **fields | {"reasons": {**record.reasons, **measured.reasons}, "warnings": warnings})
 
 
 def _ended(record: Record, status: Any, reason: str, traceback: str | None) -> Record:

@@ -5,21 +5,20 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from harness import arrays, energy, environment, metrics
-from harness.contracts import Signature, Workload
 from harness.errors import Unavailable
+from harness.jobs import Deployment, Measured, MeasureJob, Progress
 from harness.measure.latency import Timing, time_queries
 from harness.measure.memory import peak_rss_bytes
 from harness.measure.outputs import Scores, answer, scored
 from harness.spec import build
 
 if TYPE_CHECKING:
-    from harness.contracts import Arrays, Deployed, Hardware
+    from harness.contracts import Arrays, Deployed, Hardware, Signature, Workload
 
 _FAITHFUL_TOP1 = 0.95
 _FAITHFUL_SQNR_DB = {"f32": 50.0}
@@ -27,36 +26,28 @@ _LOW_SQNR_DB = 10.0
 _MOSTLY = 0.95
 
 
-def measure(job: Mapping[str, Any], progress: Callable[[float, str], None]) -> dict[str, Any]:
-    """Load an artifact and weigh it.
+def measure(job: MeasureJob, progress: Progress) -> Measured:
+    """Load an artifact and weigh it: what a worker does with a :class:`harness.jobs.MeasureJob`.
 
-    Parameters
-    ----------
-    job : mapping
-        ``hardware`` (resolved item), ``threads``, ``batch_size``, ``measure`` and ``energy`` (settings), and what
-        :func:`harness.prepare.prepare` returned under "measure".
-    progress : callable
-        ``progress(fraction, message)``.
-
-    Returns
-    -------
-    dict
-        Fields of :class:`harness.record.Record`.
+    Raises
+    ------
+    Unavailable
+        With the reason, where the runtime is not here.
     """
-    settings = job["measure"]
-    signature, workload = Signature.from_json(job["signature"]), Workload.from_json(job["workload"])
-    hardware: Hardware = build("hardware", job["hardware"])
+    settings, built = job.measure, job.deployment
+    signature, workload = built.signature, built.workload
+    hardware: Hardware = build("hardware", job.hardware)
     # Importing the runtime is not loading the model: it is done before the clock starts.
     if reason := hardware.unavailable():
         raise Unavailable(reason)
-    blocks = arrays.read(Path(job["reference"]))
-    query = query_inputs(blocks[0].inputs, signature, workload, job["batch_size"])
+    blocks = arrays.read(built.reference)
+    query = query_inputs(blocks[0].inputs, signature, workload, job.batch_size)
 
     def load(inputs: Arrays) -> Deployed:
-        return hardware.load(Path(job["artifact"]), signature=signature, inputs=inputs, threads=job["threads"])
+        return hardware.load(built.artifact, signature=signature, inputs=inputs, threads=job.threads)
 
     before = environment.conditions()
-    warnings = environment.measurement_warnings(job["threads"])
+    warnings = environment.measurement_warnings(job.threads)
     progress(0.0, "load")
     begin = time.perf_counter_ns()
     deployed = load(query)
@@ -81,22 +72,22 @@ def measure(job: Mapping[str, Any], progress: Callable[[float, str], None]) -> d
         effective = dict(deployed.effective)
     finally:
         deployed.close()
-    scores = _scores(load, blocks, job, progress)
-    warnings += output_warnings(scores, effective) + runtime_warnings(effective, job["threads"])
-    return {
-        "scores": scores,
-        "effective": effective,
-        "precision": effective.get("precision"),
-        "latency": timing.latency_ns,
-        "warmup_queries": timing.warmup_queries,
-        "load_ms": load_ms,
-        "first_ms": first_ms,
-        "peak_rss_bytes": peak,
-        "energy": readings,
-        "reasons": reasons,
-        "warnings": warnings,
-        "conditions": {"before": before, "after": environment.conditions()},
-    }
+    scores = _scores(load, blocks, built, progress)
+    warnings += output_warnings(scores, effective) + runtime_warnings(effective, job.threads)
+    return Measured(
+        scores=tuple(scores),
+        effective=effective,
+        precision=effective.get("precision"),
+        latency=timing.latency_ns,
+        warmup_queries=timing.warmup_queries,
+        load_ms=load_ms,
+        first_ms=first_ms,
+        peak_rss_bytes=peak,
+        energy=tuple(readings),
+        reasons=reasons,
+        warnings=tuple(warnings),
+        conditions={"before": before, "after": environment.conditions()},
+    )
 
 
 def query_inputs(inputs: Arrays, signature: Signature, workload: Workload, batch_size: int) -> dict[str, Any]:
@@ -118,18 +109,18 @@ def query_inputs(inputs: Arrays, signature: Signature, workload: Workload, batch
 def _scores(
     load: Callable[[Arrays], Deployed],
     blocks: Sequence[arrays.Block],
-    job: Mapping[str, Any],
-    progress: Callable[[float, str], None],
+    built: Deployment,
+    progress: Progress,
 ) -> list[dict[str, Any]]:
     """The task's metrics on the test set, then fidelity on the reference examples, of the same artifact."""
-    size, phase = job["eval_batch"], job["workload"]["phases"][0][0]
+    size, phase = built.eval_batch, built.workload.phases[0][0]
     task_metrics = [
-        Scores(metrics.create(config), config, "test", "targets", job["test_sha256"]) for config in job["metrics"]
+        Scores(metrics.create(config), config, "test", "targets", built.test_sha256) for config in built.metrics
     ]
-    origins = ("torch", "float") if job["quantized"] else ("torch",)
+    origins = ("torch", "float") if built.quantized else ("torch",)
     fidelity = {
         origin: [
-            Scores(metrics.create(config), config, job["reference_data"], origin, None) for config in job["fidelity"]
+            Scores(metrics.create(config), config, built.reference_data, origin, None) for config in built.fidelity
         ]
         for origin in origins
     }
@@ -141,12 +132,12 @@ def _scores(
                 scores.add(outputs, theirs)
 
     found: list[Scores] = []
-    if job["fidelity"] and any(name.startswith("torch/") for name in blocks[0].targets):
+    if built.fidelity and any(name.startswith("torch/") for name in blocks[0].targets):
         progress(0.5, "fidelity")
         scored(load, blocks, size, compare, phase)
         found += [scores for kept in fidelity.values() for scores in kept]
-    if job["test"] and task_metrics:
-        test = arrays.read(Path(job["test"]))
+    if built.test and task_metrics:
+        test = arrays.read(built.test)
         total, done = sum(map(len, test)), 0
 
         def score(outputs: Arrays, targets: Arrays) -> None:
@@ -201,9 +192,9 @@ def runtime_warnings(effective: Mapping[str, Any], threads: int) -> list[str]:
 
 
 def _time(
-    deployed: Deployed, workload: Workload, job: Mapping[str, Any]
+    deployed: Deployed, workload: Workload, job: MeasureJob
 ) -> tuple[Timing, list[dict[str, Any]], dict[str, str]]:
-    settings, account = job["measure"], job["energy"]
+    settings, account = job.measure, job.energy
     meter = energy.choose(account) if account["enabled"] else None
     timing = time_queries(
         deployed,

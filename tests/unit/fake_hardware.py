@@ -22,18 +22,19 @@ Behaviour = Literal["ok", "segfault", "killed", "hang", "nan", "raise", "exit", 
 class Constant:
     """A deployed model that answers zeros, after misbehaving where asked to."""
 
-    def __init__(self, behaviour: Behaviour) -> None:
+    def __init__(self, behaviour: Behaviour, outputs: tuple[str, ...] = ("output",)) -> None:
         self._behaviour = behaviour
+        self._outputs = outputs
         self._n = 0
 
     @property
     def effective(self) -> Mapping[str, Any]:
         return {"precision": "f32", "threads": 1, "streams": 1, "provider": "fake", "kernels": {}}
 
-    def bind(self, x: Any) -> None:
-        self._n = len(x)
+    def bind(self, inputs: Any) -> None:
+        self._n = len(next(iter(inputs.values())))
 
-    def __call__(self) -> None:
+    def __call__(self, phase: str = "forward") -> None:
         match self._behaviour:
             case "segfault":
                 os.kill(os.getpid(), signal.SIGSEGV)
@@ -56,7 +57,8 @@ class Constant:
         pass
 
     def fetch(self) -> Any:
-        return np.full((self._n, 10), np.nan if self._behaviour == "nan" else 0.0, dtype=np.float32)
+        values = np.full((self._n, 10), np.nan if self._behaviour == "nan" else 0.0, dtype=np.float32)
+        return {name: values.copy() for name in self._outputs}
 
     def close(self) -> None:
         pass
@@ -76,14 +78,14 @@ class Fake:
     def unavailable(self) -> str | None:
         return 'not installed: pip install "fake"' if self.behaviour == "missing" else None
 
-    def build(self, model: Any, example: Any, folder: Path) -> Path:
+    def build(self, model: Any, signature: Any, example: Any, folder: Path, phases: Any = ("forward",)) -> Path:
         if self.behaviour == "cannot":
             raise Unsupported("operator 'fake' of layer 'body.0' has no kernel")
         path = folder / "model.bin"
         path.write_bytes(b"weights" * 100)
         return path
 
-    def load(self, artifact: Path, *, threads: int, batch: tuple[int, ...]) -> Constant:
+    def load(self, artifact: Path, *, signature: Any, inputs: Any, threads: int) -> Constant:
         if self.behaviour == "missing":
             raise Unavailable("not installed")
-        return Constant(self.behaviour)
+        return Constant(self.behaviour, tuple(port.name for port in signature.outputs))

@@ -8,7 +8,7 @@ import pytest
 from harness.measure.latency import time_queries
 
 
-def _nothing() -> None:
+def _nothing(*_: object) -> None:
     pass
 
 
@@ -16,29 +16,29 @@ def test_both_minima_are_met() -> None:
     by_time = time_queries(_nothing, _nothing, min_queries=1, min_seconds=0.05, max_seconds=5)
     assert by_time.wall_s >= 0.05
     by_count = time_queries(_nothing, _nothing, min_queries=5000, min_seconds=0.0, max_seconds=5)
-    assert len(by_count.latency_ns) >= 5000
+    assert len(by_count.latency_ns["forward"]) >= 5000
     assert by_count.complete
 
 
 def test_the_maximum_ends_a_slow_loop_and_says_so() -> None:
-    timing = time_queries(lambda: time.sleep(0.02), _nothing, min_queries=1000, min_seconds=0.0, max_seconds=0.1)
+    timing = time_queries(lambda _: time.sleep(0.02), _nothing, min_queries=1000, min_seconds=0.0, max_seconds=0.1)
     assert not timing.complete
-    assert 1 <= len(timing.latency_ns) <= 6
+    assert 1 <= timing.queries == len(timing.latency_ns["forward"]) <= 6
 
 
 def test_samples_are_nanoseconds_of_call_and_synchronize() -> None:
     timing = time_queries(
-        lambda: time.sleep(0.004), lambda: time.sleep(0.006), min_queries=3, min_seconds=0.0, max_seconds=5
+        lambda _: time.sleep(0.004), lambda: time.sleep(0.006), min_queries=3, min_seconds=0.0, max_seconds=5
     )
     # sleep never returns early, so the lower bound is exact; the upper is generous for a busy machine.
-    assert all(10e6 <= sample < 1e9 for sample in timing.latency_ns)
-    assert sum(timing.latency_ns) / 1e9 <= timing.wall_s
+    assert all(10e6 <= sample < 1e9 for sample in timing.latency_ns["forward"])
+    assert sum(timing.latency_ns["forward"]) / 1e9 <= timing.wall_s
 
 
 def test_warm_up_is_not_timed_and_the_window_opens_after_it() -> None:
     calls: list[str] = []
     timing = time_queries(
-        lambda: calls.append("call"),
+        lambda _: calls.append("call"),
         _nothing,
         min_queries=5,
         min_seconds=0.0,
@@ -48,7 +48,7 @@ def test_warm_up_is_not_timed_and_the_window_opens_after_it() -> None:
     )
     assert timing.warmup_queries == 3
     assert calls.index("start") == 3
-    assert calls.count("call") == 3 + len(timing.latency_ns)
+    assert calls.count("call") == 3 + timing.queries
 
 
 @pytest.mark.parametrize("enabled", [True, False])
@@ -57,8 +57,24 @@ def test_garbage_collection_is_off_inside_and_restored(enabled: bool) -> None:
     before = gc.isenabled()
     try:
         (gc.enable if enabled else gc.disable)()
-        time_queries(lambda: states.append(gc.isenabled()), _nothing, min_queries=3, min_seconds=0, max_seconds=1)
+        time_queries(lambda _: states.append(gc.isenabled()), _nothing, min_queries=3, min_seconds=0, max_seconds=1)
         assert gc.isenabled() is enabled
     finally:
         (gc.enable if before else gc.disable)()
     assert not any(states)
+
+
+def test_every_call_of_every_phase_is_a_sample_in_order() -> None:
+    calls: list[str] = []
+    timing = time_queries(
+        calls.append,
+        _nothing,
+        phases=(("prefill", 1), ("decode", 3)),
+        min_queries=4,
+        min_seconds=0.0,
+        max_seconds=5,
+        warmup_queries=2,
+    )
+    assert calls == ["prefill", "decode", "decode", "decode"] * (2 + timing.queries)
+    assert len(timing.latency_ns["prefill"]) == timing.queries >= 4
+    assert len(timing.latency_ns["decode"]) == 3 * timing.queries

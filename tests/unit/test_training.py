@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 from itertools import pairwise
 
@@ -7,33 +8,43 @@ import pytest
 import torch
 from torch import nn
 
-from harness.contracts import Step
+from harness import metrics
+from harness.contracts import Batch, Port, Signature, Step
 from harness.errors import NotFinite
-from harness.tasks.image_data import ImageData, Labelled
+from harness.losses import CrossEntropy
+from harness.tasks.image_data import ImageSplit, Labelled
 from harness.training import Recipe, SGDTrainer, evaluate, learning_rate
 
 
+SIGNATURE = Signature(inputs=(Port(name="input", shape=(2,)),), outputs=(Port(name="output", shape=(2,)),))
+ACCURACY = metrics.create("accuracy")
+
+
+@dataclasses.dataclass(frozen=True)
 class Points:
-    """Two linearly separable classes in the plane, in order, 64 for training and 32 for validation."""
+    """Two linearly separable classes in the plane, in order."""
 
-    train_size = 64
-    validation_size = 32
+    size: int
+    sample: int
 
-    def _points(self, size: int, seed: int):
-        generator = torch.Generator().manual_seed(seed)
-        y = torch.arange(size) % 2
-        x = torch.randn(size, 2, generator=generator) * 0.3 + (2.0 * y[:, None] - 1)
-        return x, y
+    @property
+    def identity(self) -> str:
+        return f"{self.size} {self.sample}"
 
-    def train(self, batch_size, *, seed, shuffle=True, augment=True):
-        x, y = self._points(64, 0)
-        order = torch.randperm(64, generator=torch.Generator().manual_seed(seed)) if shuffle else torch.arange(64)
-        for start in range(0, 64, batch_size):
-            part = order[start : start + batch_size]
-            yield x[part], y[part]
+    def batches(self, size, *, seed=None, augment=False):
+        generator = torch.Generator().manual_seed(self.sample)
+        y = torch.arange(self.size) % 2
+        x = torch.randn(self.size, 2, generator=generator) * 0.3 + (2.0 * y[:, None] - 1)
+        order = torch.arange(self.size)
+        if seed is not None:
+            order = torch.randperm(self.size, generator=torch.Generator().manual_seed(seed))
+        for part in order.split(size):
+            yield Batch(inputs={"input": x[part]}, targets={"label": y[part]})
 
-    def validation(self, batch_size):
-        yield self._points(32, 1)
+
+def trainer(data=None, seed=0, **more):
+    data = data or {"train": Points(64, 0), "validation": Points(32, 1)}
+    return SGDTrainer(data=data, signature=SIGNATURE, loss=CrossEntropy(), metrics=(ACCURACY,), seed=seed, **more)
 
 
 def network(seed: int = 0, dropout: float = 0.0) -> nn.Module:
@@ -42,12 +53,15 @@ def network(seed: int = 0, dropout: float = 0.0) -> nn.Module:
         return nn.Sequential(nn.Linear(2, 8), nn.LayerNorm(8), nn.ReLU(), nn.Dropout(dropout), nn.Linear(8, 2))
 
 
-def images() -> ImageData:
+def images():
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (40, 1, 8, 8), generator=generator, dtype=torch.uint8).numpy()
     labels = (torch.arange(40) % 2).numpy()
     part = Labelled(images=pixels, labels=labels)
-    return ImageData(training=part, validating=part.take(range(8)), maximum=255, pad=1, flip=True)
+    return {
+        "train": ImageSplit(examples=part, maximum=255, pad=1, flip=True),
+        "validation": ImageSplit(examples=part.take(range(8)), maximum=255),
+    }
 
 
 def convolutional() -> nn.Module:
@@ -60,9 +74,9 @@ def convolutional() -> nn.Module:
 
 def test_separable_classes_are_learnt_and_the_model_is_left_in_eval_mode():
     model = network()
-    metrics = SGDTrainer(data=Points(), seed=0)(model, Recipe(epochs=10, batch_size=16, lr=0.05))
-    assert metrics["validation_accuracy"] == 1.0
-    assert metrics["train_loss"] < 0.2
+    found = trainer()(model, Recipe(epochs=10, batch_size=16, lr=0.05))
+    assert found["validation_accuracy"] == 1.0
+    assert found["train_loss"] < 0.2
     assert not model.training
 
 
@@ -74,7 +88,7 @@ def test_the_same_seed_and_threads_give_the_same_bits(optimizer, threads):
     for _ in range(2):
         model = convolutional()
         torch.rand(3)  # the global random state differs between the two runs
-        SGDTrainer(data=images(), seed=3, threads=threads)(model, recipe)
+        trainer(images(), seed=3, threads=threads)(model, recipe)
         states.append(model.state_dict())
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
@@ -84,7 +98,7 @@ def test_another_seed_gives_other_weights():
     weights = []
     for seed in (0, 1):
         model = convolutional()
-        SGDTrainer(data=images(), seed=seed)(model, recipe)
+        trainer(images(), seed=seed)(model, recipe)
         weights.append(model[0].weight.detach().clone())
     assert not torch.equal(*weights)
 
@@ -94,7 +108,7 @@ def test_global_state_is_restored():
     expected = torch.rand(4)
     torch.manual_seed(7)
     threads = torch.get_num_threads()
-    SGDTrainer(data=Points(), seed=0, threads=1)(network(dropout=0.5), Recipe(epochs=1))
+    trainer(threads=1)(network(dropout=0.5), Recipe(epochs=1))
     assert torch.equal(torch.rand(4), expected)
     assert torch.get_num_threads() == threads
     assert not torch.are_deterministic_algorithms_enabled()
@@ -103,7 +117,7 @@ def test_global_state_is_restored():
 
 def test_weights_are_contiguous_afterwards():
     model = convolutional()
-    SGDTrainer(data=images(), seed=0)(model, Recipe(epochs=1, batch_size=16, lr=0.01))
+    trainer(images())(model, Recipe(epochs=1, batch_size=16, lr=0.01))
     assert all(p.is_contiguous() for p in model.parameters())
 
 
@@ -119,25 +133,25 @@ def test_masks_applied_after_each_step_hold():
         steps.append((step.index, step.steps, step.epoch, step.epoch_end))
         model[0].weight.mul_(mask)
 
-    SGDTrainer(data=Points(), seed=0)(model, Recipe(epochs=3, batch_size=16, lr=0.05), after_step=keep)
+    trainer()(model, Recipe(epochs=3, batch_size=16, lr=0.05), after_step=keep)
     assert calls == [False] * 12
     assert steps == [(i, 12, i // 4, i % 4 == 3) for i in range(12)]
     assert torch.all(model[0].weight[3:] == 0)
     assert torch.any(model[0].weight[:3] != 0)
 
 
-def test_a_given_loss_replaces_the_cross_entropy():
+def test_a_given_objective_replaces_the_loss():
     model = network()
     before = model[4].bias.detach().clone()
-    metrics = SGDTrainer(data=Points(), seed=0)(
+    found = trainer()(
         model,
         Recipe(epochs=1, batch_size=64, lr=0.1, schedule="constant", weight_decay=0.0),
-        loss=lambda net, x, y: (net[4].bias * torch.tensor([1.0, -2.0])).sum(),
+        objective=lambda net, batch: (net[4].bias * torch.tensor([1.0, -2.0])).sum(),
     )
     # One Nesterov step from rest moves by lr * (1 + momentum) * gradient.
     expected = before - 0.1 * 1.9 * torch.tensor([1.0, -2.0])
     torch.testing.assert_close(model[4].bias.detach(), expected)
-    assert metrics["train_loss"] == pytest.approx(float(before[0] - 2 * before[1]))
+    assert found["train_loss"] == pytest.approx(float(before[0] - 2 * before[1]))
 
 
 def test_weight_decay_spares_biases_and_normalisation():
@@ -146,34 +160,32 @@ def test_weight_decay_spares_biases_and_normalisation():
         for p in model.parameters():
             p.fill_(1.0)
     recipe = Recipe(epochs=1, batch_size=64, lr=0.1, schedule="constant", weight_decay=0.5)
-    SGDTrainer(data=Points(), seed=0)(
-        model, recipe, loss=lambda net, x, y: sum(p.sum() for p in net.parameters()) * 0.0
-    )
+    trainer()(model, recipe, objective=lambda net, batch: sum(p.sum() for p in net.parameters()) * 0.0)
     for name, p in model.named_parameters():
         expected = 1.0 - 0.1 * 1.9 * 0.5 if name in ("0.weight", "4.weight") else 1.0
         torch.testing.assert_close(p.detach(), torch.full_like(p, expected))
 
 
 def test_a_loss_that_is_not_finite_names_the_epoch():
-    def poisoned(net, x, y):
-        return net(x).sum() * (math.nan if next(count) >= 5 else 0.0)
+    def poisoned(net, batch):
+        return net(batch.inputs["input"]).sum() * (math.nan if next(count) >= 5 else 0.0)
 
     count = iter(range(100))
     with pytest.raises(NotFinite, match="epoch 2 of 3"):
-        SGDTrainer(data=Points(), seed=0)(network(), Recipe(epochs=3, batch_size=16), loss=poisoned)
+        trainer()(network(), Recipe(epochs=3, batch_size=16), objective=poisoned)
 
 
 def test_no_epochs_train_nothing_and_report_no_loss():
     model = network()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    metrics = SGDTrainer(data=Points(), seed=0)(model, Recipe(epochs=0))
-    assert set(metrics) == {"validation_accuracy"}
+    found = trainer()(model, Recipe(epochs=0))
+    assert set(found) == {"validation_accuracy"}
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
 def test_progress_grows_to_one():
     seen = []
-    SGDTrainer(data=Points(), seed=0, progress=lambda fraction, message: seen.append((fraction, message)))(
+    trainer(progress=lambda fraction, message: seen.append((fraction, message)))(
         network(), Recipe(epochs=3, batch_size=2, lr=0.01)
     )
     fractions = [fraction for fraction, _ in seen]
@@ -203,15 +215,84 @@ def test_cosine_and_constant_schedules():
     assert learning_rate(Recipe(epochs=1, lr=0.2, schedule="constant"), 99, 100) == 0.2
 
 
-def test_evaluate_counts_over_uneven_batches_and_restores_the_mode():
+def test_evaluate_scores_uneven_batches_and_restores_every_mode():
     model = nn.Sequential(nn.Identity(), nn.Dropout(0.9)).train()
+    model[0].eval()
     logits = torch.eye(3)[torch.tensor([0, 1, 2, 0, 1])]
     labels = torch.tensor([0, 1, 1, 0, 2])
-    batches = [(logits[:4].numpy(), labels[:4].numpy()), (logits[4:], labels[4:])]
-    assert evaluate(model, batches) == (3, 5)
+    batches = [
+        Batch(inputs={"input": logits[part]}, targets={"label": labels[part]}) for part in (slice(4), slice(4, None))
+    ]
+    assert evaluate(model, batches, SIGNATURE, [ACCURACY]) == {"accuracy": 3 / 5}
     assert model.training
+    assert not model[0].training
 
 
 def test_evaluate_refuses_outputs_that_are_not_finite():
+    batches = [
+        Batch(inputs={"input": torch.full((2, 2), value)}, targets={"label": torch.zeros(2, dtype=torch.int64)})
+        for value in (1.0, math.inf)
+    ]
     with pytest.raises(NotFinite, match="examples 2 to 3"):
-        evaluate(nn.Identity(), [(torch.ones(2, 2), torch.zeros(2)), (torch.full((2, 2), math.inf), torch.zeros(2))])
+        evaluate(nn.Identity(), batches, SIGNATURE, [ACCURACY])
+
+
+def test_a_lone_last_example_joins_the_batch_before_it_and_that_is_said():
+    said, sizes = [], []
+
+    def noted(net, batch):
+        sizes.append(len(batch))
+        return net(batch.inputs["input"]).sum() * 0.0
+
+    data = {"train": Points(65, 0)}
+    model = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    ends = []
+    trainer(data, say=said.append)(
+        model, Recipe(epochs=2, batch_size=16), objective=noted, after_step=lambda step: ends.append(step.epoch_end)
+    )
+    assert sizes == [16, 16, 16, 17] * 2
+    assert ends == [False, False, False, True] * 2
+    assert len(said) == 1
+    assert "one example of 65" in said[0]
+
+
+def test_other_sizes_are_left_as_they_are():
+    said = []
+    trainer({"train": Points(66, 0)}, say=said.append)(
+        nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)), Recipe(epochs=1, batch_size=16)
+    )
+    assert not said
+
+
+def test_models_with_several_named_inputs_are_trained():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.head = nn.Embedding(7, 4), nn.Linear(4, 2)
+
+        def forward(self, ids, mask):
+            return {"logits": self.head((self.table(ids) * mask[..., None]).mean(1))}
+
+    class Ids:
+        size, identity = 20, "ids"
+
+        def batches(self, size, *, seed=None, augment=False):
+            ids = (torch.arange(20)[:, None] * torch.tensor([1, 3])) % 7
+            for part in torch.arange(20).split(size):
+                yield Batch(
+                    inputs={"mask": torch.ones(len(part), 2), "ids": ids[part]},
+                    targets={"label": (ids[part, 0] > 3).long()},
+                )
+
+    signature = Signature(
+        inputs=(Port(name="ids", shape=(2,), dtype="int64", values=7), Port(name="mask", shape=(2,))),
+        outputs=(Port(name="logits", shape=(2,)),),
+    )
+    found = SGDTrainer(
+        data={"train": Ids(), "validation": Ids()},
+        signature=signature,
+        loss=CrossEntropy(),
+        metrics=(ACCURACY,),
+        seed=0,
+    )(Two(), Recipe(epochs=80, batch_size=10, lr=0.5))
+    assert found["validation_accuracy"] == 1.0
