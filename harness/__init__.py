@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from harness.contracts import Recipe as Recipe
     from harness.record import Record as Record
     from harness.runner import Outcome as Outcome
     from harness.runner import run as run
@@ -19,12 +20,13 @@ if TYPE_CHECKING:
 
 _PUBLIC = {
     "Spec": "harness.spec",
+    "Recipe": "harness.contracts",
     "Record": "harness.record",
     "Outcome": "harness.runner",
     "run": "harness.runner",
     "sweep": "harness.runner",
 }
-__all__ = ["Outcome", "Record", "Spec", "run", "sweep"]
+__all__ = ["Outcome", "Recipe", "Record", "Spec", "run", "sweep"]
 __version__ = "0.1.0"
 
 

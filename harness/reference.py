@@ -97,6 +97,8 @@ def reference(
     NotFinite
         If an output is NaN or infinite.
     """
+    import torch
+
     task = work.task
     count = work.cell.measure["fidelity_examples"]
     key = [
@@ -126,7 +128,9 @@ def reference(
                     outputs |= {f"float/{k}": v for k, v in before.items()}
                 yield {name: value.numpy() for name, value in part.items()}, outputs
 
-        arrays.write(place, batches(), environment.free_disk_bytes(place))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            arrays.write(place, batches(), environment.free_disk_bytes(place))
         return {"random": changes, "output_bytes": output_bytes}
 
     meta, _ = cache.obtain(folder, fill)

@@ -12,6 +12,7 @@ import click
 from harness.cli.reading import db, plot, show, table
 from harness.cli.reproducing import reproduce
 from harness.cli.running import doctor, ls, run, validate
+from harness.cli.weighing import init, weigh
 from harness.errors import AssayError, suggestion
 from harness.text import printable, shown
 
@@ -48,7 +49,7 @@ def cli() -> None:
     """Hold the commands."""
 
 
-for _command in (run, validate, ls, show, table, plot, reproduce, db, doctor):
+for _command in (weigh, init, run, validate, ls, show, table, plot, reproduce, db, doctor):
     cli.add_command(_command)
 
 

@@ -62,11 +62,11 @@ def run(spec: str, db: Path | None, only: str | None, dry_run: bool, rerun: bool
         return 0
     with ProgressBar(quiet=as_json) as progress:
         outcome = sweep(loaded, db=path, only=chosen, rerun=rerun, timeout=timeout, watch=progress.watch)
-    rows = _rows(outcome, path)
+    rows = rows_of(outcome, path)
     if as_json:
         print_json(rows)
     else:
-        _show_outcome(outcome, rows, path)
+        show_outcome(outcome, rows, path)
     return outcome.exit_code
 
 
@@ -93,7 +93,7 @@ def _show_plan(planned: list[Planned], kept: set[str], as_json: bool) -> None:
     click.echo(f"{len(rows)} cells, {len(kept)} kept, {len(rows) - len(kept)} to run.")
 
 
-def _rows(outcome: Outcome, db: Path) -> list[dict[str, Any]]:
+def rows_of(outcome: Outcome, db: Path) -> list[dict[str, Any]]:
     """The ``runs`` row of each cell that ran now or was kept, in the order asked for."""
     from results.queries import of_runs
 
@@ -102,7 +102,8 @@ def _rows(outcome: Outcome, db: Path) -> list[dict[str, Any]]:
     return [by_id[run_id] for run_id in order]
 
 
-def _show_outcome(outcome: Outcome, rows: list[dict[str, Any]], db: Path) -> None:
+def show_outcome(outcome: Outcome, rows: list[dict[str, Any]], db: Path) -> None:
+    """Print a sweep's rows as a table, and what it came to."""
     from rich.console import Console
 
     from results.tables import console_table
@@ -144,10 +145,10 @@ def validate(specs: tuple[str, ...], as_json: bool) -> None:
 
 
 _SUMMARY = (
-    *("task", "method", "hardware", "precision", "batch_size", "accuracy", "size_bytes", "compression_ratio"),
+    *("task", "method", "hardware", "precision", "batch_size", "score", "size_bytes", "compression_ratio"),
     *("zstd_compression_ratio", "latency_p50_ms", "speedup", "energy_j"),
 )
-_KINDS = ("tasks", "methods", "hardware", "specs", "papers", "runs")
+_KINDS = ("tasks", "methods", "metrics", "hardware", "specs", "papers", "runs")
 
 
 @click.command()
@@ -155,7 +156,7 @@ _KINDS = ("tasks", "methods", "hardware", "specs", "papers", "runs")
 @db_option
 @json_option
 def ls(what: str, db: Path | None, as_json: bool) -> None:
-    """List tasks, methods, hardware, specs, papers or runs."""
+    """List tasks, methods, metrics, hardware, specs, papers or runs."""
     if what == "runs":
         from harness.cli.reading import ls_runs
 
@@ -173,7 +174,7 @@ def ls(what: str, db: Path | None, as_json: bool) -> None:
 def _list_names(what: str) -> list[dict[str, Any]]:
     from harness import registry
 
-    kind: Any = {"tasks": "task", "methods": "method"}.get(what, what)
+    kind: Any = {"tasks": "task", "methods": "method", "metrics": "metric"}.get(what, what)
     return [
         {"name": f"{name}/MODEL" if entry.family else name, "summary": entry.summary, "target": entry.target}
         for name, entry in sorted(registry.table(kind).items())
