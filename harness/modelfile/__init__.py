@@ -73,7 +73,7 @@ def save(model: nn.Module, path: Path) -> Path:
     except RecursionError as error:
         raise DataError("The model cannot be saved: its attributes are nested too deeply.") from error
     header += b" " * (-(_HEADER + len(header)) % ALIGNMENT)
-    body = [_LENGTH.pack(len(header)) + header, *writer.chunks]
+    body: list[bytes | memoryview] = [_LENGTH.pack(len(header)) + header, *writer.chunks]
     with path.open("wb") as stream:
         stream.write(MAGIC + mark(key, [MAGIC, *body]))
         stream.writelines(body)
@@ -135,7 +135,7 @@ def _content(path: Path) -> memoryview:
                     f"{path} is not a model file of this version (it does not begin with {MAGIC.decode()})."
                 )
             # torch's memory is aligned for vector instructions; the tensors lie in it.
-            content = memoryview(torch.empty(status.st_size, dtype=torch.uint8).numpy()).cast("B")
+            content = torch.empty(status.st_size, dtype=torch.uint8).numpy().data.cast("B")
             content[: len(begin)] = begin
             filled = len(begin)
             while filled < len(content) and (count := stream.readinto(content[filled:])):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -86,9 +87,8 @@ def settle(module: fx.GraphModule) -> fx.GraphModule:
     for key in ("_parameters", "_buffers", "_modules"):
         vars(parts)[key] = dict(vars(module)[key])
     vars(parts)["_non_persistent_buffers_set"] = set(module._non_persistent_buffers_set)
-    for name, value in vars(module).items():
-        if isinstance(value, Tensor):
-            setattr(parts, name, value)
+    constants = {name: value for name, value in vars(module).items() if isinstance(value, Tensor)}
+    vars(parts).update(constants)
     if _GUARDS in parts._modules:
         parts._modules[_GUARDS] = check
     else:
@@ -101,12 +101,16 @@ def settle(module: fx.GraphModule) -> fx.GraphModule:
     made = fx.GraphModule(parts, graph, "ExportedModel")
     for key in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
         vars(made)[key] = vars(parts)[key]
+    # fx would make buffers of them, which state_dict() then shows.
+    vars(made).update(constants)
     return made.eval()
 
 
 def _check_of(module: fx.GraphModule) -> InputCheck:
     symbols: dict[str, list[int | None]] = {}
-    for symbol, bounds in getattr(module, "range_constraints", {}).items():
+    constraints = getattr(module, "range_constraints", None)
+    # Where no size varies, torch leaves an empty list.
+    for symbol, bounds in constraints.items() if isinstance(constraints, Mapping) else ():
         symbols[str(symbol)] = [_number(bounds.lower), _number(bounds.upper)]
     inputs: list[Any] = []
     for node in module.graph.find_nodes(op="placeholder"):

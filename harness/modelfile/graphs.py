@@ -312,7 +312,7 @@ def build(described: Mapping[str, Any], root: nn.Module, name: Any, trust: Trust
         info = _PyTreeInfo(
             list(nesting["arguments"]),
             _made_spec(nesting["inputs"], trust),
-            None if nesting["outputs"] is None else _made_spec(nesting["outputs"], trust),  # type: ignore[arg-type]
+            None if nesting["outputs"] is None else _made_spec(nesting["outputs"], trust),
         )
         graph.set_codegen(_PyTreeCodeGen(info))
     class_name = name if type(name) is str and name.isidentifier() else "GraphModule"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import functools
 import importlib
 import os
 import re
@@ -160,7 +159,6 @@ class Trust:
         return "is neither a dataclass nor a configuration"
 
 
-@functools.cache
 def why_no_module(kind: type) -> str | None:
     """Why an instance of a module class cannot be stored, or None."""
     if issubclass(kind, fx.GraphModule):

@@ -156,6 +156,7 @@ _BARRED_ATEN = frozenset(
 _PRIVATE_ATEN = frozenset(
     words(
         """
+    __and__ __lshift__ __or__ __rshift__ __xor__
     _adaptive_avg_pool2d _adaptive_avg_pool3d _assert_async _assert_scalar _assert_tensor_metadata _cdist_forward
     _embedding_bag _fused_rms_norm _local_scalar_dense _log_softmax _native_batch_norm_legit
     _native_batch_norm_legit_no_training _safe_softmax _scaled_dot_product_attention_math
@@ -272,7 +273,7 @@ def target_name(value: Any) -> str | None:
         space, _, packet = value._schema.name.partition("::")
         name = f"{space}:{packet}.{value._overloadname}"
     elif isinstance(value, torch._ops.HigherOrderOperator):
-        name = f"higher_order:{value.name()}"
+        name = f"higher_order:{value.name()}"  # type: ignore[no-untyped-call]
     else:
         return function_name(value)
     return name if target(name) is value else None

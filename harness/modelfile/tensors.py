@@ -86,11 +86,11 @@ class TensorWriter:
         if any(tensor.dtype != first.dtype or tensor.is_conj() or tensor.is_neg() for tensor in tensors):
             places = " and ".join(self._places[number] for number in members[:2])
             raise DataError(f"The model cannot be saved: {places} read the same memory as different types.")
-        begin = min(tensor.storage_offset() for tensor in tensors)
-        end = max(tensor.storage_offset() + _span(tensor) for tensor in tensors)
+        begin = min(int(tensor.storage_offset()) for tensor in tensors)
+        end = max(int(tensor.storage_offset()) + _span(tensor) for tensor in tensors)
         # What lies between them belongs to nobody, and would make equal models unequal files.
         shared = torch.zeros(end - begin, dtype=first.dtype)
-        starts = [tensor.storage_offset() - begin for tensor in tensors]
+        starts = [int(tensor.storage_offset()) - begin for tensor in tensors]
         for tensor, start in zip(tensors, starts, strict=True):
             if tensor.numel():
                 line = tensor.as_strided((_span(tensor),), (1,), tensor.storage_offset())
@@ -100,7 +100,7 @@ class TensorWriter:
 
 def _why_not(tensor: Tensor) -> str | None:
     kind = type(tensor)
-    if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+    if isinstance(tensor, nn.UninitializedParameter | nn.UninitializedBuffer):
         return "has no shape yet (a lazy layer): call the model once before it is used here"
     if kind not in _KINDS:
         return f"is a {kind.__module__}.{kind.__qualname__}, which is not a plain tensor"
@@ -129,7 +129,7 @@ def _bytes(tensor: Tensor) -> memoryview:
     if span == 0:
         return memoryview(b"")
     line = tensor.as_strided((span,), (1,), tensor.storage_offset()).cpu()
-    return memoryview(line.view(torch.uint8).numpy()).cast("B")
+    return line.view(torch.uint8).numpy().data.cast("B")
 
 
 class TensorReader:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import collections
 import enum
 import functools
-import json
 import types
 from collections import OrderedDict
 from typing import Any
@@ -96,9 +95,10 @@ class Writer:
         if isinstance(value, enum.Enum):
             return {"enum": [self._class(kind, where), value.name]}
         if kind in (tuple, torch.Size, frozenset):
+            if kind is frozenset:
+                return {"frozenset": self._members(value, where)}
             items = [self.value(item, f"{where}[{i}]") for i, item in enumerate(value)]
-            name = {tuple: "tuple", torch.Size: "size"}.get(kind, "frozenset")
-            return {name: items if name != "frozenset" else _sorted(items)}
+            return {"tuple" if kind is tuple else "size": items}
         if is_named_tuple(kind):
             parts = [self.value(item, f"{where}.{name}") for name, item in zip(kind._fields, value, strict=True)]
             return {"named": [self._class(kind, where), parts]}
@@ -159,7 +159,7 @@ class Writer:
         elif kind is fx.immutable_collections.immutable_list:
             entry = {"kind": "list", "items": [self.value(item, where) for item in value]}
         elif kind is set:
-            entry = {"kind": "set", "items": _sorted([self.value(item, where) for item in value])}
+            entry = {"kind": "set", "items": self._members(value, where)}
         elif kind is collections.deque:
             items = [self.value(item, f"{where}[{i}]") for i, item in enumerate(value)]
             entry = {"kind": "deque", "items": items, "longest": value.maxlen}
@@ -172,6 +172,13 @@ class Writer:
             entry = self._plain(value, where)
         self._objects[number] = entry
         return number
+
+    def _members(self, value: Any, where: str) -> list[Any]:
+        """The members of a set in an order that does not depend on the process."""
+        for item in value:
+            if not isinstance(item, str | int | float | bytes | tuple | enum.Enum | torch.dtype | None):
+                raise _refusal(where, f"is a set that holds a {type(item).__name__}, which has no order")
+        return [self.value(item, where) for item in sorted(value, key=lambda item: (type(item).__name__, repr(item)))]
 
     def _plain(self, value: Any, where: str) -> dict[str, Any]:
         kind = type(value)
@@ -188,7 +195,8 @@ class Writer:
 
     def _state(self, state: dict[Any, Any], where: str) -> list[Any]:
         pairs = []
-        for key, item in state.items():
+        # Libraries set some attributes in the order of a set, which differs between processes.
+        for key, item in sorted(state.items(), key=lambda pair: str(pair[0])):
             if type(key) is not str or key.startswith("__"):
                 raise _refusal(f"{where}.{key}", "has a name that Python keeps for itself")
             described = self.value(item, f"{where}.{key}")
@@ -295,11 +303,6 @@ class Writer:
             ) from error
         if found is not value:
             raise _refusal(where, f"needs the {kind} {name}, which cannot be found again by its name: another has it")
-
-
-def _sorted(items: list[Any]) -> list[Any]:
-    """The members of a set in an order that does not depend on the process."""
-    return sorted(items, key=lambda item: json.dumps(item, sort_keys=True))
 
 
 def _refusal(where: str, what: str) -> DataError:
