@@ -63,7 +63,8 @@ def create(name: str, parameters: Mapping[str, Any]) -> Task:
         If a parameter or its value is not allowed, or the user's module cannot be imported.
     """
     if name not in registry.table("task") and ":" in name:
-        from harness.tasks.user import UserTask, find
+        from harness.tasks.user import UserTask
+        from harness.usercode import find
 
         if not isinstance(find(name), type):
             task = UserTask(target=name, parameters=dict(parameters))

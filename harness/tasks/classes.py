@@ -11,17 +11,12 @@ if TYPE_CHECKING:
 
     from harness.contracts import Tensors
 
-FIDELITY = ("max-abs", "sqnr")
-"""Metrics of outputs against torch's, whatever the outputs are."""
-CLASS_FIDELITY = (*FIDELITY, "top1-agreement", "mean-kl")
-"""The same where the outputs are scores of classes."""
-
 
 def metrics(*names: str) -> tuple[Metric, ...]:
     """Registered metrics by name, with their defaults."""
     from harness import metrics as table
 
-    return tuple(table.create({"name": name}) for name in names)
+    return tuple(map(table.create, names))
 
 
 def signature(shape: tuple[int | str, ...], classes: int) -> Signature:
@@ -45,6 +40,8 @@ class Classification:
     @property
     def fidelity(self) -> tuple[Metric, ...]:
         """Largest difference and signal-to-noise ratio of the scores; agreement of the classes; their divergence."""
+        from harness.losses import CLASS_FIDELITY
+
         return metrics(*CLASS_FIDELITY)
 
     def loss(self, outputs: Tensors, targets: Tensors, label_smoothing: float = 0.0) -> Tensor:

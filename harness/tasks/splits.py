@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -74,11 +74,53 @@ def _take(value: Tensor, places: Tensor) -> Tensor:
     return value[places]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ChangedSplit:
+    """Another split's examples, each batch changed.
+
+    Parameters
+    ----------
+    split : Split
+        The other one.
+    change : callable
+        From batch to batch; the number of examples stays.
+    """
+
+    split: Split
+    change: Callable[[Batch], Batch]
+
+    @property
+    def size(self) -> int:
+        """Number of examples."""
+        return self.split.size
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """Sha256 (hex) of all inputs and targets, changed."""
+        return identity(self.batches(256))
+
+    def batches(self, size: int, *, seed: int | None = None, augment: bool = False) -> Iterator[Batch]:
+        """One pass; see :class:`harness.contracts.Split`."""
+        return map(self.change, self.split.batches(size, seed=seed, augment=augment))
+
+
+def shapes(batch: Batch) -> dict[str, tuple[int, ...]]:
+    """Shape of one example of every input and target."""
+    named = {**batch.inputs, **{f"target {name}": value for name, value in batch.targets.items()}}
+    return {name: tuple(value.shape[1:]) for name, value in named.items()}
+
+
 def rebatch(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
-    """The same examples in the same order, ``size`` at a time; the last batch may be short."""
+    """The same examples in the same order, ``size`` at a time.
+
+    The last batch may be short, and so may be the last one before examples of another shape.
+    """
     held: list[Batch] = []
     count = 0
     for batch in batches:
+        if held and shapes(batch) != shapes(held[0]):
+            yield joined(held)
+            held, count = [], 0
         held.append(batch)
         count += len(batch)
         if count < size:
@@ -108,8 +150,3 @@ def joined(batches: list[Batch]) -> Batch:
 def cut(batch: Batch, start: int, stop: int) -> Batch:
     """The examples from ``start`` up to ``stop``."""
     return batch.map(lambda value: value[start:stop])
-
-
-def first(split: Split, count: int) -> Batch:
-    """The first ``count`` examples, or all where there are fewer."""
-    return next(iter(split.batches(min(count, split.size))))

@@ -3,87 +3,130 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
-import sys
+import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass as plain_dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from harness.canonical import dumps
-from harness.contracts import Data, TestSet
-from harness.errors import InputError, SpecError, suggestion
-from harness.training import Recipe
+from harness.contracts import Batch, Metric, Port, Recipe, Signature, Split, Workload
+from harness.errors import InputError, SpecError
+from harness.text import shown
+from harness.usercode import blamed, find
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
-LOADERS = ("train", "validation", "test")
-"""The keys that a user's loaders may have."""
+    from harness.contracts import Tensors
+    from harness.tasks.assembly import Assembly
+    from harness.tasks.given import Given
 
-
-def find(target: str) -> Any:
-    """What ``module:function`` names; modules in the current directory are found.
-
-    Raises
-    ------
-    InputError
-        If the module cannot be imported or has no such attribute.
-    """
-    module_name, _, attribute = target.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path and "" not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # the user's module may raise anything: it is reported as theirs
-        raise InputError(f"Task {target!r}: importing {module_name!r} raised {_said(error)}") from error
-    if not hasattr(module, attribute):
-        names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-        raise InputError(
-            f"Task {target!r}: module {module_name!r} has no {attribute!r}. {suggestion(attribute, names)}"
-        )
-    return getattr(module, attribute)
+_OURS = ("input", "input_shape")
+"""Parameters that describe the inputs; they are passed on only to a function that takes them."""
 
 
-@plain_dataclass(frozen=True)
-class Returned:
-    """What a user's function returned, checked."""
+class Assembled:
+    """What a task answers from its :class:`harness.tasks.assembly.Assembly`."""
 
-    model: nn.Module
-    loaders: Mapping[str, Any]
-    recipe: Recipe | None
+    def _assembly(self) -> Assembly:
+        raise NotImplementedError
+
+    @property
+    def signature(self) -> Signature:
+        """What the model takes and gives: from one batch and one call."""
+        return self._assembly().facts.signature
+
+    @property
+    def workload(self) -> Workload:
+        """What one timed query is."""
+        return self._assembly().facts.workload
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Those that were given, or inferred from the targets."""
+        return self._assembly().scoring.metrics
+
+    @property
+    def fidelity(self) -> tuple[Metric, ...]:
+        """Metrics of deployed outputs against torch's."""
+        return self._assembly().fidelity()
+
+    def model(self, seed: int) -> nn.Module:  # noqa: ARG002 - whoever made the model decided about its randomness
+        """A copy of the model."""
+        import copy
+
+        assembly = self._assembly()
+        with blamed(f"{assembly.where}: copying the model"):
+            return copy.deepcopy(assembly.model)
+
+    def recipe(self) -> Recipe | None:
+        """The recipe that trains the model from scratch, or None: the model is taken as trained."""
+        return self._assembly().recipe
+
+    def finetuning(self) -> Recipe | None:
+        """The recipe that fine-tuning derives from; None without labelled training data."""
+        return self._assembly().finetuning()
+
+    def loss(self, outputs: Tensors, targets: Tensors, label_smoothing: float = 0.0) -> Tensor:
+        """The given or inferred loss of a batch."""
+        return self._assembly().evaluate_loss(outputs, targets, label_smoothing)
+
+    def data(self) -> Mapping[str, Split]:
+        """The training and validation examples, those of them that there are."""
+        assembly = self._assembly()
+        return {part: assembly.split(part) for part in ("train", "validation") if part in assembly.data}
+
+    def test(self) -> Split:
+        """The test examples, or Unavailable with the reason."""
+        return self._assembly().test()
+
+    def dataset_hash(self) -> str | None:
+        """Sha256 of the test examples, or None where there are none."""
+        assembly = self._assembly()
+        return assembly.test().identity if "test" in assembly.data else None
+
+    def notes(self) -> tuple[str, ...]:
+        """What was inferred or changed."""
+        return self._assembly().notes()
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-class UserTask:
+class UserTask(Assembled):
     """A model from ``module:function``, called as ``function(**parameters)`` once in each process.
 
     The module is looked for in the current directory first. The function returns one of:
 
     ``model``
-        An ``nn.Module`` that is taken as trained. There is no data, so accuracy is NULL; latency, size and energy are
+        An ``nn.Module`` that is taken as trained. There is no data, so there is no score; latency, size and energy are
         measured. The shape of one example must be known (below).
     ``(model, loaders)``
-        ``loaders`` is a mapping with any of the keys "train", "validation" and "test". Each value is an iterable of
-        batches (inputs (n, ...), integer classes (n,)), as tensors or NumPy arrays, such as a ``DataLoader`` or a list;
-        a generator is read once and kept. Inputs become float32 as they are, unscaled. Batch sizes are the loader's:
-        batches are cut and joined as a measurement wants. Accuracy is the top-1 accuracy on "test"; methods see only
-        "train" and "validation".
+        A trained model. ``loaders`` is a mapping with any of the keys "train", "validation" and "test". Each value is
+        an iterable of batches such as a ``DataLoader`` or a list; a generator is read once and kept. Batches are
+        (x, y), (x, z, y), ((x, z), y), ({...}, y) or one mapping with the targets under "label", "labels", "target",
+        "targets" or "y"; values are tensors or arrays of any type. Batch sizes are the loader's: batches are cut and
+        joined as a measurement wants. The score is that of "test"; methods see only "train" and "validation", and
+        fine-tune on "train".
     ``(model, loaders, recipe)``
-        As before, but the model is not trained yet: ``recipe`` (:class:`harness.training.Recipe`) trains it on "train".
+        As before, but the model is not trained yet: ``recipe`` (:class:`harness.contracts.Recipe`) trains it on
+        "train". With ``epochs=0`` the model is trained, and the recipe's other values are for fine-tuning.
+    a mapping, or :class:`harness.tasks.given.Given`
+        With any of the keys "model", "data", "recipe", "finetune", "loss", "metrics", "example" and "workload".
 
-    The shape of one example is that of the first batch of "test", "validation" or "train"; without loaders it is the
-    parameter ``input_shape`` (passed on only if the function takes it), or the model's attribute ``input_shape``,
-    without the batch axis.
+    What is not given is inferred from one batch and one call, and said in the row's notes: integer targets mean
+    cross-entropy and accuracy, one logit binary cross-entropy, real numbers the mean squared error and its root, token
+    ids perplexity. A model in half or double precision is converted to float32; inputs of another floating type than
+    the model's become float32, all others stay what they are.
 
-    Order and augmentation of "train" are the loader's own. While it is read, torch's random state is seeded from the
-    cell's seed and epoch, so that a shuffling ``DataLoader`` repeats (NumPy's and Python's random states are not set).
-    "validation" and "test" are read under one fixed seed.
+    Without loaders the inputs are those of "example", the parameter ``input`` ("1x3x224x224:float32", or by name
+    "ids=1x128:int64<30522,mask=1x128:int64<2") or ``input_shape`` (without the batch axis; passed on only if the
+    function takes it), or the model's attribute ``input_shape``.
+
+    Order and augmentation of "train" are the loader's own. While it is read, the random states of torch, NumPy and
+    Python are seeded from the cell's seed and epoch, so that a shuffling ``DataLoader`` repeats. "validation" and
+    "test" are read under one fixed seed.
 
     Parameters
     ----------
@@ -101,25 +144,6 @@ class UserTask:
         """``module:function``, as given."""
         return self.target
 
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of one example, from the loaders, the parameters or the model."""
-        from harness.tasks.user_data import stream
-
-        returned = self._returned()
-        for part in ("test", "validation", "train"):
-            if part in returned.loaders:
-                for x, _ in stream(self.target, part, returned.loaders[part], seed=0):
-                    return tuple(int(size) for size in x.shape[1:])
-        shape = self.parameters.get("input_shape", getattr(returned.model, "input_shape", None))
-        valid = isinstance(shape, list | tuple) and all(isinstance(size, int) and size > 0 for size in shape)
-        if not valid or not shape:
-            raise InputError(
-                f"Task {self.target!r}: the shape of one example is not known (input_shape: {shape!r}). Return "
-                "loaders, give the parameter input_shape = [3, 224, 224], or set the model's attribute input_shape."
-            )
-        return tuple(shape)
-
     def unavailable(self) -> str | None:
         """None: what the function lacks, it says itself when it is called."""
         return None
@@ -134,119 +158,125 @@ class UserTask:
         """
         function = find(self.target)
         if not callable(function):
-            raise InputError(f"Task {self.target!r} is {type(function).__name__}, not a function.")
+            raise InputError(f"Task {shown(self.target)} is {type(function).__name__}, not a function.")
         _arguments(self.target, function, self.parameters)
-
-    def model(self, seed: int) -> nn.Module:  # noqa: ARG002 - the function decides about its own randomness
-        """A copy of the model that the function returned."""
-        import copy
-
-        return copy.deepcopy(self._returned().model)
-
-    def recipe(self) -> Recipe | None:
-        """The recipe that the function returned, or None: the model is taken as trained."""
-        return self._returned().recipe
-
-    def data(self) -> Data | None:
-        """The loaders "train" and "validation", or None where there is neither."""
-        from harness.tasks.user_data import UserData
-
-        loaders = self._returned().loaders
-        if "train" not in loaders and "validation" not in loaders:
-            return None
-        return UserData(target=self.target, training=loaders.get("train", ()), validating=loaders.get("validation", ()))
-
-    def test(self) -> TestSet | None:
-        """The loader "test", or None."""
-        from harness.tasks.user_data import held_out
-
-        loaders = self._returned().loaders
-        return held_out(self.target, loaders["test"]) if "test" in loaders else None
 
     def resolved_parameters(self) -> dict[str, Any]:
         """What the function is called with, for the record and for making this task again."""
         return dict(self.parameters)
 
-    def dataset_hash(self) -> str | None:
-        """Sha256 over the test examples' bytes and classes, or None where there is no test set."""
-        from harness.tasks.user_data import content_hash
-
-        loaders = self._returned().loaders
-        return content_hash(self.target, loaders["test"]) if "test" in loaders else None
-
-    def no_accuracy_reason(self) -> str | None:
-        """Why accuracy is NULL: no "test" loader; or None."""
-        if "test" in self._returned().loaders:
-            return None
-        return f"{self.target} returns no 'test' loader, so there is nothing to measure accuracy on."
-
-    def _returned(self) -> Returned:
-        return _call(self.target, dumps(dict(self.parameters)))
+    def _assembly(self) -> Assembly:
+        return _assembled(self.target, dumps(dict(self.parameters)))
 
 
 @functools.lru_cache(maxsize=4)
-def _call(target: str, parameters: str) -> Returned:
-    """Call the user's function once per process, and check what it returns."""
-    import json
+def _assembled(target: str, parameters: str) -> Assembly:
+    """Call the user's function once per process, check what it returns, and put it together."""
+    from harness.tasks.given import parse
 
-    from torch import nn
-
+    where = f"Task {shown(target)}"
     function = find(target)
-    arguments = _arguments(target, function, json.loads(parameters))
-    try:
-        result = function(**arguments)
-    except Exception as error:  # the user's function may raise anything: it is reported as theirs
-        raise InputError(f"Task {target!r} raised {_said(error)}") from error
-    parts = result if isinstance(result, tuple) else (result,)
-    if not 1 <= len(parts) <= 3 or not isinstance(parts[0], nn.Module):
-        given = ", ".join(type(part).__name__ for part in parts)
+    values = json.loads(parameters)
+    with blamed(where):
+        result = function(**_arguments(target, function, values))
+    return assemble(parse(result, where), where, values)
+
+
+def assemble(given: Given, where: str, described: Mapping[str, Any]) -> Assembly:
+    """An assembly of what was given.
+
+    Parameters
+    ----------
+    given : Given
+        Model and loaders.
+    where : str
+        "Task 'mine:make'", for messages.
+    described : mapping
+        ``input`` and ``input_shape``, where they are given.
+    """
+    from harness.tasks import assembly, batches
+    from harness.tasks.user_data import LoaderSplit
+
+    model, notes = assembly.settled(given.model, where)
+    names, required = batches.parameters(model)
+
+    def data(varying: bool) -> dict[str, LoaderSplit]:
+        return {
+            part: LoaderSplit(where=where, part=part, loader=loader, names=names, required=required, varying=varying)
+            for part, loader in given.data.items()
+        }
+
+    loaders = data(varying=False)
+    if any(_is_tokens(split.first()) for split in loaders.values()):
+        loaders = data(varying=True)
+    example = None
+    if not loaders:
+        example = _example(given, where, described, names, required)
+    return assembly.Assembly(
+        where=where,
+        model=model,
+        data=loaders,
+        example=example,
+        loss=given.loss,
+        metrics=given.metrics,
+        recipe=given.recipe,
+        finetune=given.finetune,
+        workload=given.workload,
+        untested=f"{where} returns no 'test' loader, so there is nothing to measure accuracy on.",
+        said=(*given.notes, *notes),
+    )
+
+
+def _is_tokens(batch: Batch) -> bool:
+    """Whether there are sequences of integers: only their examples may differ in length."""
+    return any(value.ndim == 2 and not value.is_floating_point() for value in batch.inputs.values())
+
+
+def _example(
+    given: Given, where: str, described: Mapping[str, Any], names: tuple[str, ...], required: tuple[str, ...]
+) -> Batch | None:
+    from harness.tasks import batches, inputs
+
+    if given.example is not None:
+        example = given.example if isinstance(given.example, Mapping | tuple | list) else (given.example,)
+        # As the inputs of a pair, so that the last of several is not taken for targets.
+        return batches.inputs_of(example, names, required, f"{where}: the example")
+    if "input" in described:
+        return _made_up(inputs.parse(described["input"], names, where))
+    shape = described.get("input_shape", getattr(given.model, "input_shape", None))
+    if shape is None:
+        return None
+    valid = isinstance(shape, list | tuple) and all(isinstance(size, int) and size > 0 for size in shape)
+    if not valid or not shape:
         raise InputError(
-            f"Task {target!r} must return a model, (model, loaders) or (model, loaders, recipe), where model is a "
-            f"torch nn.Module; it returned ({given})."
+            f"{where}: the shape of one example is not known (input_shape: {shape!r}). Give a list of sizes without "
+            "the batch axis: input_shape = [3, 224, 224]."
         )
-    loaders = parts[1] if len(parts) > 1 and parts[1] is not None else {}
-    recipe = parts[2] if len(parts) > 2 else None
-    if not isinstance(loaders, Mapping):
-        raise InputError(
-            f"Task {target!r}: loaders must be a mapping of {', '.join(LOADERS)}; it is {type(loaders).__name__}."
-        )
-    if not isinstance(recipe, Recipe | None):
-        raise InputError(
-            f"Task {target!r}: the recipe must be a harness.training.Recipe; it is {type(recipe).__name__}."
-        )
-    kept = {}
-    for key, loader in loaders.items():
-        if key not in LOADERS:
-            raise InputError(f"Task {target!r} returned a loader {key!r}. {suggestion(str(key), LOADERS)}")
-        if loader is None:
-            continue
-        if not hasattr(loader, "__iter__"):
-            raise InputError(f"Task {target!r}: the loader {key!r} cannot be iterated over ({type(loader).__name__}).")
-        # An iterator is empty after its first pass, so its batches are kept.
-        kept[key] = list(loader) if iter(loader) is loader else loader
-    if recipe is not None and "train" not in kept:
-        raise InputError(f"Task {target!r} returned a recipe but no 'train' loader to train on.")
-    parts[0].eval()
-    return Returned(parts[0], kept, recipe)
+    return _made_up((Port(name=names[0] if names else "input", shape=tuple(shape)),))
+
+
+def _made_up(ports: tuple[Port, ...]) -> Batch:
+    from harness.reference import made_up
+
+    return Batch(inputs=made_up(Signature(inputs=ports, outputs=()), Workload(), 2))
 
 
 def _arguments(target: str, function: Callable[..., Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The keyword arguments to pass: all parameters, but ``input_shape`` only where the function takes it."""
+    """The keyword arguments to pass: all parameters, but those about the inputs only where the function takes them."""
     arguments = dict(parameters)
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # some built-in callables have none
         return arguments
     kinds = {parameter.kind for parameter in signature.parameters.values()}
-    if "input_shape" not in signature.parameters and inspect.Parameter.VAR_KEYWORD not in kinds:
-        arguments.pop("input_shape", None)
+    for key in _OURS:
+        if key not in signature.parameters and inspect.Parameter.VAR_KEYWORD not in kinds:
+            arguments.pop(key, None)
     try:
         signature.bind(**arguments)
     except TypeError as error:
         names = [name for name in signature.parameters if name != "self"]
-        raise SpecError(f"Task {target!r}: {error}. The function takes: {', '.join(names) or 'nothing'}.") from None
+        raise SpecError(
+            f"Task {shown(target)}: {error}. The function takes: {', '.join(names) or 'nothing'}."
+        ) from None
     return arguments
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -1,152 +1,267 @@
-"""A user's loaders as a task's data: checked, re-batched, and repeatable."""
+"""A user's loaders as splits: checked, re-batched, and repeatable."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import hashlib
-from collections.abc import Iterable, Iterator
+import os
+import time
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.contracts import TestSet
-from harness.errors import AssayError, InputError
+from harness.contracts import Batch
+from harness.errors import InputError
+from harness.tasks import batches, splits
+from harness.usercode import blamed
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+EXAMPLES_VARIABLE = "ASSAY_LOADER_EXAMPLES"
+"""Environment variable: examples after which a loader without a length is taken for endless."""
+SECONDS_VARIABLE = "ASSAY_LOADER_SECONDS"
+"""Environment variable: the same in seconds of one pass."""
+_EXAMPLES, _SECONDS = 10_000_000, 900.0
+_KEPT_BYTES = 2 << 30
 
-def stream(target: str, part: str, loader: Iterable[Any], *, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """A loader's batches as (float32 (n, ...), int64 (n,)), read under a random state of their own.
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderSplit:
+    """A user's loader (see :class:`harness.contracts.Split`).
+
+    Order and augmentation are the loader's own. While it is read, the random states of torch, NumPy and Python are set
+    from the seed, and restored between its batches; a generator of the loader's own is seeded as well.
+
+    Parameters
+    ----------
+    where : str
+        "Task 'mine:make'", for messages.
+    part : str
+        "train", "validation" or "test".
+    loader : iterable
+        Of batches; see :mod:`harness.tasks.batches`.
+    names, required : sequence of str
+        The parameters of ``forward``, and those that have no default.
+    varying : bool
+        Whether examples may have different shapes.
+    """
+
+    where: str
+    part: str
+    loader: Iterable[Any]
+    names: Sequence[str] = ()
+    required: Sequence[str] = ()
+    varying: bool = False
+
+    @functools.cached_property
+    def size(self) -> int:
+        """Number of examples, counted in one pass."""
+        return sum(len(batch) for batch in self.stream(0))
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """Sha256 (hex) of all inputs and targets as the loader gives them under one fixed seed."""
+        return splits.identity(self.stream(0))
+
+    def batches(self, size: int, *, seed: int | None = None, augment: bool = False) -> Iterator[Batch]:  # noqa: ARG002
+        """One pass, ``size`` examples at a time."""
+        return splits.rebatch(self.stream(seed or 0), size)
+
+    def first(self) -> Batch:
+        """The loader's first batch that has examples."""
+        with contextlib.closing(self.stream(0)) as stream:
+            return next(stream)
+
+    def stream(self, seed: int) -> Generator[Batch, None, None]:
+        """The loader's own batches, checked; those without examples are left out.
+
+        Raises
+        ------
+        InputError
+            If the loader raises, has no examples, does not end, or a batch is not as it has to be.
+        """
+        states = _States(seed)
+        _seed_generators(self.loader, seed)
+        called = f"{self.where}: the loader {self.part!r}"
+        ending = None if hasattr(self.loader, "__len__") and _length(self.loader) is not None else _End(called)
+        iterator: Iterator[Any] | None = None
+        index = count = 0
+        shapes: dict[str, tuple[int, ...]] | None = None
+        while True:
+            with states.own(), blamed(f"{called}: reading batch {index}"):
+                iterator = iter(self.loader) if iterator is None else iterator
+                given = next(iterator, _DONE)
+            if given is _DONE:
+                break
+            where = f"{self.where}: batch {index} of the loader {self.part!r}"
+            batch = batches.unpack(given, self.names, self.required, where)
+            index += 1
+            if not len(batch):
+                continue
+            found = splits.shapes(batch)
+            if shapes is not None and found != shapes and (not self.varying or _ranks(found) != _ranks(shapes)):
+                raise InputError(
+                    f"{where} has examples of shape {_said(found)}, the batches before it {_said(shapes)}: examples "
+                    "must have one shape. Pad them or cut them."
+                )
+            shapes = shapes or found
+            _check_numbers(batch, where)
+            count += len(batch)
+            if ending is not None:
+                ending.check(count)
+            yield batch
+        if not count:
+            raise InputError(f"{called} has no examples. Give at least one batch, or leave the loader out.")
+
+
+_DONE = object()
+
+
+class _End:
+    """Refuses a loader without a length that does not end."""
+
+    def __init__(self, called: str) -> None:
+        self.called = called
+        self.examples = int(os.environ.get(EXAMPLES_VARIABLE, _EXAMPLES))
+        self.seconds = float(os.environ.get(SECONDS_VARIABLE, _SECONDS))
+        self.begin = time.monotonic()
+
+    def check(self, count: int) -> None:
+        seconds = time.monotonic() - self.begin
+        if count > self.examples or seconds > self.seconds:
+            raise InputError(
+                f"{self.called} has no length and did not end after {count:,} examples and {seconds:.0f} s: is it "
+                "endless (itertools.cycle, a loop in __iter__)? Cut one pass out of it (itertools.islice), or raise "
+                f"{EXAMPLES_VARIABLE} (now {self.examples}) or {SECONDS_VARIABLE} (now {self.seconds:.0f})."
+            )
+
+
+class _States:
+    """Random states of the loader's own, put in place while it is read."""
+
+    def __init__(self, seed: int) -> None:
+        import random
+
+        import numpy as np
+        import torch
+
+        self.torch = torch.Generator().manual_seed(seed).get_state()
+        self.numpy = np.random.RandomState(seed % 2**32).get_state()
+        self.python = random.Random(seed).getstate()  # noqa: S311 - no secret
+
+    @contextlib.contextmanager
+    def own(self) -> Iterator[None]:
+        import random
+
+        import numpy as np
+        import torch
+
+        outer = torch.random.get_rng_state(), np.random.get_state(), random.getstate()
+        torch.random.set_rng_state(self.torch)
+        np.random.set_state(self.numpy)
+        random.setstate(self.python)
+        try:
+            yield
+        finally:
+            self.torch, self.numpy, self.python = torch.random.get_rng_state(), np.random.get_state(), random.getstate()
+            torch.random.set_rng_state(outer[0])
+            np.random.set_state(outer[1])
+            random.setstate(outer[2])
+
+
+def _seed_generators(loader: Any, seed: int) -> None:
+    """Seed a DataLoader's own generators: otherwise each pass over a shuffled test set has another order."""
+    import torch
+
+    sampler = getattr(loader, "sampler", None)
+    inner = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
+    for holder in (loader, sampler, inner):
+        generator = getattr(holder, "generator", None)
+        if isinstance(generator, torch.Generator):
+            generator.manual_seed(seed)
+
+
+def _length(loader: Any) -> int | None:
+    """The loader's length, or None where it has none: a DataLoader of an IterableDataset raises."""
+    try:
+        return len(loader)
+    except (TypeError, NotImplementedError):
+        return None
+
+
+def _ranks(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    return {name: len(shape) for name, shape in shapes.items()}
+
+
+def _said(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+
+
+def _check_numbers(batch: Batch, where: str) -> None:
+    for role, values in (("input", batch.inputs), ("target", batch.targets)):
+        for name, value in values.items():
+            if value.is_floating_point() and _has_nan(value):
+                raise InputError(
+                    f"{where}: {role} {name!r} holds NaN. Leave such examples out or fill them in: allowed are numbers."
+                )
+
+
+def _has_nan(value: Tensor) -> bool:
+    return bool(value.isnan().any())
+
+
+def kept(loader: Any, where: str) -> Any:
+    """A loader that can be read again.
+
+    An iterator is empty after its first pass, so its batches are kept; a pair of whole arrays or a mapping of them is
+    one batch; a data set is read in batches of 128.
 
     Raises
     ------
     InputError
-        If a batch is not a pair of inputs and as many integer classes, or the loader raises.
+        If it cannot be iterated over, or is an iterator that does not end.
     """
-    import torch
+    from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-    own = torch.Generator().manual_seed(seed).get_state()
-    iterator: Iterator[Any] | None = None
-    index = 0
-    while True:
-        outer = torch.random.get_rng_state()
-        torch.random.set_rng_state(own)
-        try:
-            iterator = iter(loader) if iterator is None else iterator
-            batch = next(iterator)
-        except StopIteration:
-            return
-        except AssayError:
-            raise
-        except Exception as error:  # the user's loader may raise anything: it is reported as theirs
-            raise InputError(
-                f"Task {target!r}: the loader {part!r} raised {type(error).__name__}: {error} (batch {index})"
-            ) from error
-        finally:
-            own = torch.random.get_rng_state()
-            torch.random.set_rng_state(outer)
-        yield _pair(f"Task {target!r}: batch {index} of the loader {part!r}", batch)
-        index += 1
-
-
-def _pair(where: str, batch: Any) -> tuple[Tensor, Tensor]:
-    import torch
-
-    if not isinstance(batch, list | tuple) or len(batch) != 2:
-        raise InputError(f"{where} is not a pair (inputs, classes); it is {type(batch).__name__}.")
-    try:
-        x, y = torch.as_tensor(batch[0]), torch.as_tensor(batch[1])
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{where} holds something other than tensors or arrays: {error}") from error
-    if y.ndim != 1 or y.is_floating_point() or y.is_complex():
+    if isinstance(loader, Mapping) or (isinstance(loader, tuple) and _is_arrays(loader)):
+        return [loader]
+    if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
+        return DataLoader(loader, batch_size=128)
+    if not hasattr(loader, "__iter__") or isinstance(loader, str | bytes):
         raise InputError(
-            f"{where}: classes must be integers of shape (n,); they are {y.dtype}, shape {tuple(y.shape)}."
+            f"{where} cannot be iterated over ({type(loader).__name__}). Give a DataLoader, a list of batches, a pair "
+            "of arrays or a data set."
         )
-    if x.ndim < 2 or len(x) != len(y):
-        raise InputError(f"{where}: inputs must have shape (n, ...) with n = {len(y)}; theirs is {tuple(x.shape)}.")
-    return x.detach().to("cpu", torch.float32), y.to("cpu", torch.int64)
+    with blamed(f"{where}: iterating over it"):
+        if iter(loader) is not loader:
+            return loader
+        return _drained(loader, where)
 
 
-def rebatch(batches: Iterable[tuple[Tensor, Tensor]], batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The same examples in the same order, ``batch_size`` at a time; the last batch may be short."""
-    import torch
-
-    held: list[tuple[Tensor, Tensor]] = []
-    count = 0
-    for batch in batches:
-        held.append(batch)
-        count += len(batch[1])
-        if count < batch_size:
-            continue
-        x, y = torch.cat([part[0] for part in held]), torch.cat([part[1] for part in held])
-        whole = count - count % batch_size
-        for start in range(0, whole, batch_size):
-            yield x[start : start + batch_size], y[start : start + batch_size]
-        held, count = ([(x[whole:], y[whole:])], count - whole) if count > whole else ([], 0)
-    if count:
-        yield torch.cat([part[0] for part in held]), torch.cat([part[1] for part in held])
+def _is_arrays(parts: Sequence[Any]) -> bool:
+    """Whether these are whole arrays of equally many examples, and not batches."""
+    return len(parts) > 1 and all(hasattr(part, "shape") and len(part.shape) for part in parts)
 
 
-@dataclass(frozen=True, kw_only=True)
-class UserData:
-    """Training and validation loaders of a user (see :class:`harness.contracts.Data`).
-
-    Parameters
-    ----------
-    target : str
-        ``module:function``, for messages.
-    training, validating : iterable
-        Loaders; empty where there is none.
-    """
-
-    target: str
-    training: Iterable[Any]
-    validating: Iterable[Any]
-
-    @functools.cached_property
-    def train_size(self) -> int:
-        """Number of training examples, counted in one pass."""
-        return sum(len(y) for _, y in stream(self.target, "train", self.training, seed=0))
-
-    @functools.cached_property
-    def validation_size(self) -> int:
-        """Number of validation examples, counted in one pass."""
-        return sum(len(y) for _, y in stream(self.target, "validation", self.validating, seed=0))
-
-    def train(
-        self,
-        batch_size: int,
-        *,
-        seed: int,
-        shuffle: bool = True,  # noqa: ARG002 - order and augmentation are the loader's own
-        augment: bool = True,  # noqa: ARG002
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """One pass over the training loader, whose random state is seeded with ``seed``."""
-        return rebatch(stream(self.target, "train", self.training, seed=seed), batch_size)
-
-    def validation(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """One pass over the validation loader, always under the same seed."""
-        return rebatch(stream(self.target, "validation", self.validating, seed=0), batch_size)
+def _drained(iterator: Iterator[Any], where: str) -> list[Any]:
+    batches_, size = [], 0
+    ending = _End(where)
+    for batch in iterator:
+        size += _bytes(batch)
+        batches_.append(batch)
+        ending.check(len(batches_))
+        if size > _KEPT_BYTES:
+            raise InputError(
+                f"{where} is an iterator: its batches are kept, and {size / 1e9:.0f} GB of them did not end it. Give a "
+                "DataLoader or a list, which can be read again, or cut one pass out of it (itertools.islice)."
+            )
+    return batches_
 
 
-def held_out(target: str, loader: Iterable[Any]) -> TestSet:
-    """The test set of a loader, streamed."""
-
-    def batches(batch_size: int) -> Iterator[tuple[Any, Any]]:
-        for x, y in rebatch(stream(target, "test", loader, seed=0), batch_size):
-            yield x.numpy(), y.numpy()
-
-    size = sum(len(y) for _, y in stream(target, "test", loader, seed=0))
-    if not size:
-        raise InputError(f"Task {target!r}: the loader 'test' has no examples.")
-    return TestSet(size=size, batches=batches)
-
-
-def content_hash(target: str, loader: Iterable[Any]) -> str:
-    """Sha256 over the shape, the inputs' float32 bytes and the classes of all examples; batch sizes do not matter."""
-    inputs, classes, shape = hashlib.sha256(), hashlib.sha256(), ""
-    for x, y in stream(target, "test", loader, seed=0):
-        shape = str(tuple(x.shape[1:]))
-        inputs.update(x.numpy().tobytes())
-        classes.update(y.numpy().tobytes())
-    return hashlib.sha256(f"{shape} {inputs.hexdigest()} {classes.hexdigest()}".encode()).hexdigest()
+def _bytes(value: Any) -> int:
+    if isinstance(value, Mapping):
+        return sum(map(_bytes, value.values()))
+    if isinstance(value, list | tuple):
+        return sum(map(_bytes, value)) + 8 * len(value)
+    return int(getattr(value, "nbytes", 8))
