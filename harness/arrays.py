@@ -1,8 +1,8 @@
 """Named arrays on disk: what the preparing process leaves for the measuring one, which has no torch.
 
-A folder holds blocks of consecutive examples whose arrays have equal shapes, since an axis such as the number of tokens
-may differ between examples. Arrays are raw little-endian bytes in numbered files; ``index.json`` says which is which, so
-that no name from a model becomes a file's name.
+A folder holds blocks of consecutive examples whose arrays have equal shapes, since an axis such as the number of
+tokens may differ between examples. Arrays are raw bytes in numbered files; ``index.json`` says which is which, so that
+no name from a model becomes a file's name.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ def write(folder: Path, examples: Iterable[tuple[Arrays, Arrays]], free_bytes: i
     count = written = files = 0
     with contextlib.ExitStack() as stack:
         for inputs, targets in examples:
-            named = [(kind, name, value) for kind, part in (("inputs", inputs), ("targets", targets)) for name, value in part.items()]
+            named = [("inputs", name, value) for name, value in inputs.items()]
+            named += [("targets", name, value) for name, value in targets.items()]
             found = [(kind, name, value.dtype.str, value.shape[1:]) for kind, name, value in named]
             if found != shapes:
                 if len(blocks) == MAX_BLOCKS:
