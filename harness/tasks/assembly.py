@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from collections import Counter
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 PARTS = ("test", "validation", "train")
 _INFERENCE = 256
 _DEFAULT_BATCH = 128
+_INTEGERS = ("uint8", "int8", "int16", "int32", "int64")
+_EXACT = 2**24
 
 
 def settled(model: nn.Module, where: str) -> tuple[nn.Module, tuple[str, ...]]:
@@ -114,7 +117,20 @@ class Assembly:
         first = _cast(first, casts)
         if self.signature is not None:
             return _Facts(signature=self.signature, workload=self.workload, casts=casts, notes=tuple(notes))
-        outputs, batch, said = self._answers(first)
+        try:
+            outputs, batch, said = self._answers(first)
+        except InputError as refused:
+            integers = tuple(name for name, value in first.inputs.items() if _dtype(value) in _INTEGERS)
+            if not integers:
+                raise
+            try:
+                outputs, batch, said = self._answers(_cast(first, integers))
+            except InputError:
+                raise refused from None
+            first, casts = _cast(first, integers), (*casts, *integers)
+            notes.append(
+                f"Inputs {', '.join(map(repr, integers))} are integers and become float32: the model takes it."
+            )
         notes += said
         inputs = tuple(_port(name, value, with_values=True) for name, value in first.inputs.items())
         found = Signature(
@@ -276,10 +292,20 @@ class Assembly:
         import torch
 
         named = Signature(inputs=tuple(Port(name=name, shape=()) for name in inputs), outputs=())
-        args, kwargs = arguments(self.model, inputs, named)
-        with evaluating(self.model), torch.random.fork_rng(devices=[]):
+        args, kwargs = arguments(self._tried, inputs, named)
+        with evaluating(self._tried), torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)
-            return flatten(self.model(*args, **kwargs))
+            return flatten(self._tried(*args, **kwargs))
+
+    @functools.cached_property
+    def _tried(self) -> nn.Module:
+        """A copy to call: some models count their calls or keep what they saw, and must stay as they were given."""
+        from torch.nn.parameter import is_lazy
+
+        if any(is_lazy(value) for value in (*self.model.parameters(), *self.model.buffers())):
+            return self.model  # the first call gives its weights their shapes
+        with blamed(f"{self.where}: copying the model"):
+            return copy.deepcopy(self.model)
 
     def _outputs(self, batch: Batch) -> dict[str, Tensor]:
         """The signature's outputs for a batch, called as the model allows."""
@@ -394,8 +420,18 @@ def _shapes(batch: Batch) -> dict[str, tuple[int, ...]]:
 def _cast(batch: Batch, names: Sequence[str]) -> Batch:
     if not names:
         return batch
-    inputs = {name: value.float() if name in names else value for name, value in batch.inputs.items()}
-    return dataclasses.replace(batch, inputs=inputs)
+    return dataclasses.replace(
+        batch, inputs={name: _float(name, value) if name in names else value for name, value in batch.inputs.items()}
+    )
+
+
+def _float(name: str, value: Tensor) -> Tensor:
+    if not value.is_floating_point() and value.numel() and int(value.abs().max()) > _EXACT:
+        raise InputError(
+            f"The input {name!r} holds integers above 2**24, which float32 does not tell apart, and the model takes no "
+            "integers. Give floats, or cast in forward."
+        )
+    return value.float()
 
 
 def _repeated(value: Tensor, count: int) -> Tensor:
