@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness.canonical import dumps
+from harness import stats
+from harness.canonical import digest, dumps
+from harness.record import upgrade
+from results import comparisons
+from results.columns import COLUMNS
 from results.records import Stored, moment
+
+Rows = dict[str, list[dict[str, Any]]]
+"""Table to rows."""
 
 _RECORD_JSON = (
     "task_config",
@@ -21,7 +27,9 @@ _RECORD_JSON = (
     "stages",
     "reasons",
     "warnings",
+    "notes",
 )
+_RECORD_JSON_OR_NULL = ("signature", "workload")
 _RECORD_PLAIN = (
     "run_id",
     "status",
@@ -42,21 +50,28 @@ _RECORD_PLAIN = (
     "dataset_hash",
     "git_commit",
     "git_dirty",
-    "precision",
-    "params_original",
-    "params_total",
-    "params_nonzero",
-    "macs",
-    "n_examples",
-    "n_correct",
+    "random_in_evaluation",
     "warmup_queries",
-    "load_ms",
-    "first_ms",
-    "peak_rss_bytes",
+    *(column.name for column in COLUMNS if column.field),
 )
+_SETTING = (
+    "task",
+    "task_config",
+    "task_hash",
+    "hardware",
+    "hardware_config",
+    "seed",
+    "threads",
+    "batch_size",
+    "dataset_hash",
+)
+"""What must be equal for two runs to be compared, beside machine, model and workload."""
+_PERCENTILES = (("p50_ms", 0.5), ("p90_ms", 0.9), ("p99_ms", 0.99))
+_LAYER = (*("name", "kind", "parameters", "nonzero", "bits", "rank", "error_mean", "error_max", "sqnr_db"),)
+_SCORE = ("metric", "data", "against", "unit", "better", "proportion", "split_sha256", "n", "value")
 _MACHINE_PLAIN = ("hostname", "cpu_model", "cores", "memory_bytes", "governor", "os")
 _CLAIM_PLAIN = ("entry_id", "paper", "id", "claimed", "measured", "tolerance", "verdict", "reason")
-_EMPTY: Mapping[str, Any] = {"chain": [], "stages": [], "warnings": []}
+_EMPTY: Mapping[str, Any] = {"chain": [], "stages": [], "warnings": [], "notes": []}
 
 
 def config_of(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,23 +94,52 @@ def config_of(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def record_row(stored: Stored) -> dict[str, Any]:
     """The row of ``records``."""
-    record = stored.value
-    labels, predictions = record.get("labels"), record.get("predictions")
+    record = upgrade(stored.value)
+    machine_id = (record.get("machine") or {}).get("machine_id")
     row: dict[str, Any] = {name: record.get(name) for name in _RECORD_PLAIN}
     row |= {name: dumps(_or(record.get(name), _EMPTY.get(name, {}))) for name in _RECORD_JSON}
-    fidelity = record.get("fidelity")
+    row |= {name: None if record.get(name) is None else dumps(record[name]) for name in _RECORD_JSON_OR_NULL}
+    origin = origin_of(stored)
+    setting = [*(record.get(name) for name in _SETTING), machine_id, origin is not None]
     return row | {
         "created_at": moment(record["created_at"]),
         "config": dumps(config_of(record)),
-        "correct": "".join("01"[a == b] for a, b in zip(labels, predictions, strict=True))
-        if labels and predictions
-        else None,
-        "labels_sha256": hashlib.sha256(dumps(labels).encode()).hexdigest() if labels else None,
-        "machine_id": (record.get("machine") or {}).get("machine_id"),
-        "fidelity": None if fidelity is None else dumps(fidelity),
-        "record_schema": record.get("schema", 1),
+        "machine_id": machine_id,
+        "setting_sha256": digest(setting),
+        "origin": origin,
+        "arrived_at": moment(getattr(stored, "merged_at", None) or record["created_at"]),
+        "record_schema": stored.value.get("schema", 1),
         "record_sha256": stored.sha256,
     }
+
+
+def measured_rows(stored: Stored) -> Rows:
+    """The rows of a record in the other tables, table by table; see :func:`latency_samples` for that one.
+
+    Statistics that :mod:`results.comparisons` computes are left out: ``low``, ``high`` and ``no_interval`` of scores,
+    and comparisons.
+    """
+    record = upgrade(stored.value)
+    rows: Rows = {
+        "phases": _phase_rows(record),
+        "scores": [],
+        "example_scores": [],
+        "energy_readings": _energy_rows(record),
+        "artifacts": _artifact_rows(record),
+        "weights": _weights_rows(record),
+        "layers": _layer_rows(record),
+    }
+    for i, score in enumerate(record.get("scores") or ()):
+        rows["scores"].append({"i": i, "config": dumps(score["config"])} | {name: score.get(name) for name in _SCORE})
+        for part, values in (score.get("parts") or {}).items():
+            rows["example_scores"].append({"i": i, "part": part, "by_example": values})
+    return {name: [{"run_id": stored.id, **row} for row in found] for name, found in rows.items()}
+
+
+def latency_samples(stored: Stored) -> Mapping[str, Sequence[int]]:
+    """Phase to the nanoseconds of every timed call: the rows of ``latency_samples``, which are too many for mappings."""
+    found: Mapping[str, Sequence[int]] = upgrade(stored.value).get("latency") or {}
+    return found
 
 
 def claim_row(stored: Stored) -> dict[str, Any]:
@@ -110,67 +154,125 @@ def claim_row(stored: Stored) -> dict[str, Any]:
     }
 
 
-def insert(connection: Any, batch: Sequence[Stored]) -> None:
+def insert(connection: Any, batch: Sequence[Stored], *, compare: bool = True) -> None:
     """Insert records and claims that the database does not have yet; the caller holds the transaction.
 
     What the tables hold afterwards depends on the set of records, not on their order.
+
+    Parameters
+    ----------
+    connection : duckdb.DuckDBPyConnection
+    batch : sequence of Stored
+    compare : bool
+        Whether to compare the runs with their baselines. A caller that inserts many batches leaves it out of all and
+        calls :func:`results.comparisons.bring_up_to_date` once, in the end.
     """
     records = [stored for stored in batch if stored.kind == "record"]
     if records:
-        _append(connection, "records", [record_row(stored) for stored in records], {"correct": "CAST(correct AS BIT)"})
+        _append(connection, "records", [record_row(stored) for stored in records])
         _insert_samples(connection, records)
-        _append(connection, "energy_readings", [row for s in records for row in _energy_rows(s)])
-        _append(connection, "artifacts", [row for s in records if (row := _artifact_row(s))])
-        _append(connection, "weights", [row for s in records if (row := _weights_row(s))])
+        rows: Rows = {}
+        for stored in records:
+            for name, found in measured_rows(stored).items():
+                rows.setdefault(name, []).extend(_with_intervals(stored, found) if name == "scores" else found)
+        for name, found in rows.items():
+            _append(connection, name, found)
         _upsert_machines(connection, records)
+        if compare:
+            comparisons.bring_up_to_date(connection)
     _append(connection, "claims", [claim_row(stored) for stored in batch if stored.kind == "claim"])
+
+
+def _with_intervals(stored: Stored, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    scores = upgrade(stored.value).get("scores") or ()
+    machine_id = machine_of(stored)
+    return [
+        row | comparisons.interval(row, score.get("parts") or {}, machine_id)
+        for row, score in zip(rows, scores, strict=True)
+    ]
+
+
+def machine_of(stored: Stored) -> str | None:
+    """Where a record was made; None for one that was merged: what it says of its machine is not our own word."""
+    found: str | None = (stored.value.get("machine") or {}).get("machine_id")
+    return None if origin_of(stored) else found
+
+
+def origin_of(stored: Stored) -> str | None:
+    """Where a merged record came from; None for one that was made here."""
+    found: str | None = getattr(stored, "origin", None)
+    return found
 
 
 def _insert_samples(connection: Any, records: Sequence[Stored]) -> None:
     import numpy as np
     import pyarrow as pa
 
-    latency, predictions = [], []
+    tables = []
     for stored in records:
-        record = stored.value
-        if samples := record.get("latency_ns"):
-            columns = [pa.repeat(stored.id, len(samples)), np.arange(len(samples), dtype=np.int32)]
-            latency.append(pa.table([*columns, pa.array(samples, pa.int64())], names=["run_id", "i", "ns"]))
-        if labels := record.get("labels"):
-            columns = [pa.repeat(stored.id, len(labels)), np.arange(len(labels), dtype=np.int32)]
-            columns += [pa.array(labels, pa.int64()), pa.array(record["predictions"], pa.int64())]
-            predictions.append(pa.table(columns, names=["run_id", "example_id", "label", "predicted"]))
-    for name, parts in (("latency_samples", latency), ("predictions", predictions)):
-        if parts:
-            _insert_table(connection, name, pa.concat_tables(parts), {})
+        for phase, samples in latency_samples(stored).items():
+            columns = [pa.repeat(stored.id, len(samples)), pa.repeat(phase, len(samples))]
+            columns += [np.arange(len(samples), dtype=np.int32), pa.array(samples, pa.int64())]
+            tables.append(pa.table(columns, names=["run_id", "phase", "i", "ns"]))
+    if tables:
+        _insert_table(connection, "latency_samples", pa.concat_tables(tables))
 
 
-def _energy_rows(stored: Stored) -> list[dict[str, Any]]:
+def _phase_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Latency by phase, in the workload's order, summed up."""
+    import numpy as np
+
+    latency, workload = record.get("latency") or {}, record.get("workload") or {}
+    calls = {name: count for name, count in workload.get("phases") or ()}
+    order = [*calls, *(name for name in latency if name not in calls)]
+    rows = []
+    for i, phase in enumerate(name for name in order if latency.get(name)):
+        samples = np.sort(np.asarray(latency[phase], dtype=np.int64))
+        row = {"i": i, "phase": phase, "calls": calls.get(phase, 1), "units": _units(phase, workload)}
+        row |= {"n": len(samples), "total_ns": int(samples.sum())}
+        for name, q in _PERCENTILES:
+            enough = len(samples) >= stats.required_n(q)
+            row[name] = float(np.quantile(samples, q)) / 1e6 if enough else None
+        rows.append(row)
+    return rows
+
+
+def _units(phase: str, workload: Mapping[str, Any]) -> int:
+    """How many of the workload's units one call makes of one example: a step of decoding makes one token."""
+    if workload.get("unit", "example") == "example" or phase == "decode":
+        return 1
+    return int((workload.get("sizes") or {}).get("tokens", 1))
+
+
+def _energy_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     names = ("method", "domain", "gross_j", "idle_w", "window_s", "inferences", "grid_g_per_kwh")
     return [
-        {"run_id": stored.id, "i": i, "inputs": dumps(reading.get("inputs") or {})}
-        | {name: reading.get(name) for name in names}
-        for i, reading in enumerate(stored.value.get("energy") or ())
+        {"i": i, "inputs": dumps(reading.get("inputs") or {})} | {name: reading.get(name) for name in names}
+        for i, reading in enumerate(record.get("energy") or ())
     ]
 
 
-def _artifact_row(stored: Stored) -> dict[str, Any] | None:
-    artifact = stored.value.get("artifact")
+def _artifact_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    artifact = record.get("artifact")
     if not artifact:
-        return None
+        return []
     files = artifact.get("files")
-    return {name: artifact.get(name) for name in ("sha256", "size_bytes", "zstd_bytes", "format")} | {
-        "run_id": stored.id,
-        "files": None if files is None else dumps(files),
-    }
+    names = ("sha256", "size_bytes", "zstd_bytes", "format")
+    return [{name: artifact.get(name) for name in names} | {"files": None if files is None else dumps(files)}]
 
 
-def _weights_row(stored: Stored) -> dict[str, Any] | None:
-    weights = stored.value.get("weights")
-    if not weights:
-        return None
+def _weights_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    weights = record.get("weights")
     names = ("plain_bytes", "container_bytes", "shannon_bytes", "zstd_bytes", "xz_bytes", "gzip_bytes")
-    return {"run_id": stored.id} | {name: weights.get(name) for name in names}
+    return [{name: weights.get(name) for name in names}] if weights else []
+
+
+def _layer_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {"i": i, "shape": None if layer.get("shape") is None else dumps(layer["shape"])}
+        | {name: layer.get(name) for name in _LAYER}
+        for i, layer in enumerate(record.get("layers") or ())
+    ]
 
 
 def _upsert_machines(connection: Any, records: Sequence[Stored]) -> None:
@@ -206,16 +308,23 @@ def _upsert_machines(connection: Any, records: Sequence[Stored]) -> None:
             )
 
 
-def _append(
-    connection: Any, name: str, rows: Sequence[Mapping[str, Any]], casts: Mapping[str, str] | None = None
-) -> None:
+def _append(connection: Any, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
     import pyarrow as pa
 
     if rows:
         # Types come from the database, so that a column of None in one batch is not guessed.
         described = {row[0]: row[1] for row in connection.execute(f"DESCRIBE {name}").fetchall()}
         fields = [pa.field(column, _arrow_type(described[column])) for column in rows[0]]
-        _insert_table(connection, name, pa.Table.from_pylist(list(rows), schema=pa.schema(fields)), casts or {})
+        _insert_table(connection, name, pa.Table.from_pylist(list(rows), schema=pa.schema(fields)))
+
+
+def _insert_table(connection: Any, name: str, table: Any) -> None:
+    columns = ", ".join(table.column_names)
+    connection.register("incoming", table)
+    try:
+        connection.execute(f"INSERT INTO {name} ({columns}) SELECT {columns} FROM incoming")  # noqa: S608  (ours)
+    finally:
+        connection.unregister("incoming")
 
 
 def _arrow_type(duckdb_type: str) -> Any:
@@ -228,18 +337,9 @@ def _arrow_type(duckdb_type: str) -> Any:
         "BOOLEAN": pa.bool_(),
         "TIMESTAMP WITH TIME ZONE": pa.timestamp("us", tz="UTC"),
         "VARCHAR[]": pa.list_(pa.string()),
+        "DOUBLE[]": pa.list_(pa.float64()),
     }
     return types.get(duckdb_type, pa.string())
-
-
-def _insert_table(connection: Any, name: str, table: Any, casts: Mapping[str, str]) -> None:
-    columns = ", ".join(table.column_names)
-    values = ", ".join(casts.get(column, column) for column in table.column_names)
-    connection.register("incoming", table)
-    try:
-        connection.execute(f"INSERT INTO {name} ({columns}) SELECT {values} FROM incoming")  # noqa: S608  (ours)
-    finally:
-        connection.unregister("incoming")
 
 
 def _or(value: Any, default: Any) -> Any:

@@ -1,4 +1,7 @@
-"""The schema as Python sees it: the text of ``schema.sql``, its version, and the documentation of its columns."""
+"""The schema as Python sees it: its text, its version, and the documentation of its columns.
+
+The text is ``schema.sql`` with what :mod:`results.columns` says of the columns of ``runs`` filled in.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,10 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-VERSION = 2
-"""Version of the tables. Views may change without it; they are replaced when the text of ``schema.sql`` changes."""
+from results.columns import COLUMNS, Column
+
+VERSION = 3
+"""Version of the tables. Views may change without it; they are replaced when the schema's text changes."""
 
 _OBJECT = re.compile(r"^CREATE (?:OR REPLACE )?(TABLE|VIEW) (\w+) .*?-- (.+)$")
 _COLUMN = re.compile(r"^ {4}(?:.*[ .])?(\w+),? -- (.+)$")
@@ -39,8 +44,32 @@ class Documented:
 
 @functools.cache
 def sql() -> str:
-    """The text of ``schema.sql``."""
-    return resources.files("results").joinpath("schema.sql").read_text(encoding="utf-8")
+    """The statements that make the database."""
+    text = resources.files("results").joinpath("schema.sql").read_text(encoding="utf-8")
+    told = [column for column in COLUMNS if column.why]
+    filled = {
+        "fields": [f"{c.name} {c.field}, -- {c.text} ({c.unit})" for c in COLUMNS if c.field],
+        "columns": [f"{c.sql} AS {c.name}," for c in COLUMNS if c.sql],
+        "described": [f"{c.name}{_comma(c)} -- {c.text} ({c.unit})" for c in COLUMNS],
+        "reasons": [_reason(column) + ("," if column is not told[-1] else "") for column in told],
+    }
+    for name, lines in filled.items():
+        text = re.sub(rf"^( *)/\* {name} \*/$", lambda m, lines=lines: _indented(m[1], lines), text, flags=re.MULTILINE)  # type: ignore[misc]
+    return text
+
+
+def _comma(column: Column) -> str:
+    return "" if column is COLUMNS[-1] else ","
+
+
+def _reason(column: Column) -> str:
+    """The entry of a column in the JSON object of reasons: its reason where it is NULL, else NULL."""
+    why = column.why[0] if len(column.why) == 1 else f"coalesce({', '.join(column.why)})"
+    return f"'{column.name}', CASE WHEN {column.name} IS NULL THEN {why} END"
+
+
+def _indented(indent: str, lines: list[str]) -> str:
+    return "\n".join(indent + line for line in lines)
 
 
 @functools.cache
@@ -99,6 +128,18 @@ def refresh_views(connection: Any) -> None:
             connection.execute(statement)
     connection.execute("".join(_comments(item) for item in documented().values() if item.kind == "VIEW"))
     connection.execute("UPDATE schema_version SET views_sha256 = ?", [sql_sha256()])
+    connection.commit()
+
+
+def shadow_views(connection: Any) -> None:
+    """Put Assay's own views and macros before those of the file, for this connection only.
+
+    What a file says of its views is anybody's SQL, and may be of another version of Assay.
+    """
+    connection.begin()
+    for statement in _statements():
+        if "CREATE OR REPLACE" in statement:
+            connection.execute(statement.replace("CREATE OR REPLACE", "CREATE OR REPLACE TEMP", 1))
     connection.commit()
 
 

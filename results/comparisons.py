@@ -1,0 +1,210 @@
+"""The statistics that are computed once, when a record is taken up: intervals, and comparisons with the baseline.
+
+A proportion needs no more than its counts. Other metrics are resampled by the metric's own code, which is the user's
+for ``module:Class``: that is imported for records of this machine only.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from harness import environment, stats
+from harness.errors import AssayError
+
+if TYPE_CHECKING:
+    from harness.contracts import Metric
+
+Parts = Mapping[str, Sequence[float | None]]
+"""Part of a metric to one number an example."""
+
+RANDOM = "the model is random in evaluation"
+OTHER_EXAMPLES = "the baseline was not evaluated on the same examples"
+MCNEMAR = "exact McNemar"
+NO_PARTS = "no scores of single examples were recorded"
+_NOTHING: Mapping[str, Any] = dict.fromkeys(("delta", "low", "high", "p", "test", "gained", "lost", "reason"))
+_ITSELF: Mapping[str, Any] = {**_NOTHING, "delta": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}
+
+# Scores against targets of runs that have a baseline with which they are not compared yet.
+_CHANGED = """
+    SELECT s.run_id, s.i, s.metric, s.config, s.proportion, s.value, s.split_sha256,
+        CASE WHEN r.origin IS NULL THEN r.machine_id END AS machine_id,
+        p.baseline_run_id, t.i AS baseline_i, t.value AS baseline_value, t.split_sha256 AS baseline_split_sha256,
+        coalesce(r.random_in_evaluation, false) OR coalesce(b.random_in_evaluation, false) AS random
+    FROM scores s
+    JOIN pairs p USING (run_id)
+    JOIN records r USING (run_id)
+    JOIN records b ON b.run_id = p.baseline_run_id
+    LEFT JOIN scores t
+        ON t.run_id = p.baseline_run_id AND t.against = 'targets' AND t.metric = s.metric AND t.config = s.config
+        AND t.data = s.data
+    LEFT JOIN comparisons c ON c.run_id = s.run_id AND c.i = s.i
+    WHERE s.against = 'targets' AND c.baseline_run_id IS DISTINCT FROM p.baseline_run_id
+    QUALIFY row_number() OVER (PARTITION BY s.run_id, s.i ORDER BY t.i) = 1
+    ORDER BY p.baseline_run_id, s.run_id, s.i
+"""
+
+
+def interval(score: Mapping[str, Any], parts: Parts, machine_id: str | None) -> dict[str, Any]:
+    """The columns ``low``, ``high`` and ``no_interval`` of a row of ``scores``.
+
+    Parameters
+    ----------
+    score : mapping
+        The rest of the row.
+    parts : mapping
+        What every example left.
+    machine_id : str or None
+        Where the record was made; None for a merged one.
+    """
+    nothing = {"low": None, "high": None}
+    if score["against"] != "targets":
+        return nothing | {"no_interval": "it is computed of scores against targets only"}
+    if not score["n"] or score["value"] is None:
+        return nothing | {"no_interval": "there is no value"}
+    try:
+        found = _interval(score, parts, machine_id)
+    except _NoneError as error:
+        return nothing | {"no_interval": str(error)}
+    return {"low": found.low, "high": found.high, "no_interval": None}
+
+
+class _NoneError(Exception):
+    """Why there is no statistic."""
+
+
+def _interval(score: Mapping[str, Any], parts: Parts, machine_id: str | None) -> stats.Interval:
+    if score["proportion"] and not parts:  # of records of format 1 that have no more than counts
+        return stats.wilson(round(score["value"] * score["n"]), score["n"])
+    if not parts:
+        raise _NoneError(NO_PARTS)
+    if score["proportion"]:
+        right = _right(score, parts, machine_id)
+        return stats.wilson(sum(map(int, right.values())), len(right))
+    metric = _metric(score["config"], machine_id)
+    return _computed(metric, lambda: stats.interval(metric, _matrix(metric, parts), stats.seed_of(score["run_id"])))
+
+
+def _right(score: Mapping[str, Any], parts: Parts, machine_id: str | None) -> dict[int, bool]:
+    """Of a proportion: example to whether it is right, those without a score left out.
+
+    The counts are all that a proportion needs, so this works without the metric's code too, where only one part can be
+    the one whose mean it is.
+    """
+    made = _made(score["config"], machine_id)
+    found = {}
+    for name in parts if isinstance(made, str) else made.parts[:1]:
+        there = {i: value for i, value in enumerate(parts.get(name, ())) if value is not None}
+        if there and {*there.values()} <= {0, 1} and abs(sum(there.values()) / len(there) - score["value"]) < 1e-9:
+            found[name] = {i: bool(value) for i, value in there.items()}
+    if len(found) != 1:
+        raise _NoneError("no part of the metric is 0 or 1 with the value as its mean")
+    return next(iter(found.values()))
+
+
+def _metric(config: str, machine_id: str | None) -> Metric:
+    made = _made(config, machine_id)
+    if isinstance(made, str):
+        raise _NoneError(made)
+    return made
+
+
+@functools.lru_cache(maxsize=64)
+def _made(config: str, machine_id: str | None) -> Metric | str:
+    """The metric of a record, or why it cannot be made here."""
+    from harness import metrics
+
+    item = json.loads(config)
+    name = str(item.get("name"))
+    if ":" in name and (machine_id is None or machine_id != environment.machine()["machine_id"]):
+        return f"{name} is the user's own code, which is run for records of this machine only"
+    try:
+        return metrics.create(item)
+    except AssayError as error:
+        return f"the metric {name!r} cannot be made here: {error}"
+    except Exception as error:  # noqa: BLE001  # the user's module may raise anything when it is imported
+        return f"the metric {name!r} cannot be made here: {type(error).__name__}: {error}"
+
+
+def _computed(metric: Metric, work: Any) -> Any:
+    try:
+        return work()
+    except _NoneError:
+        raise
+    except Exception as error:  # a metric may be anybody's; what it raises must not keep a record out
+        raise _NoneError(f"computing {metric.name} raised {type(error).__name__}: {error}") from error
+
+
+def _matrix(metric: Metric, parts: Parts) -> Any:
+    """Scores, shape (n, parts), in the metric's order; an example without a score is NaN."""
+    import numpy as np
+
+    if missing := [name for name in metric.parts if name not in parts]:
+        raise _NoneError(f"the record lacks the parts {', '.join(missing)} of {metric.name}")
+    return np.array([parts[name] for name in metric.parts], dtype=np.float64).T
+
+
+def bring_up_to_date(connection: Any) -> None:
+    """Compare every run whose baseline is another than it was compared with; the caller holds the transaction.
+
+    A newer baseline, or one that arrives late, changes what a run is compared with.
+    """
+    cursor = connection.execute(_CHANGED)
+    names = [column[0] for column in cursor.description]
+    changed = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+    baseline: dict[tuple[str, int], Parts] = {}
+    for row in changed:
+        key = (row["baseline_run_id"], row["baseline_i"])
+        if key not in baseline and row["run_id"] != row["baseline_run_id"]:
+            baseline = {key: _parts(connection, *key)}  # pairs come in the order of their baselines
+        found = _compared(connection, row, baseline.get(key, {}))
+        values = {name: row[name] for name in ("run_id", "i", "metric", "baseline_run_id")} | found
+        connection.execute("DELETE FROM comparisons WHERE run_id = ? AND i = ?", [row["run_id"], row["i"]])
+        connection.execute(
+            f"INSERT INTO comparisons ({', '.join(values)}) VALUES ({', '.join('?' * len(values))})",  # noqa: S608  (ours)
+            list(values.values()),
+        )
+
+
+def _parts(connection: Any, run_id: str, i: int | None) -> Parts:
+    query = "SELECT part, by_example FROM example_scores WHERE run_id = ? AND i = ?"
+    return {} if i is None else dict(connection.execute(query, [run_id, i]).fetchall())
+
+
+def _compared(connection: Any, row: Mapping[str, Any], baseline: Parts) -> dict[str, Any]:
+    """The columns of ``comparisons`` of a score and the baseline's."""
+    if row["random"]:
+        return {**_NOTHING, "reason": RANDOM}
+    if row["split_sha256"] is None or row["split_sha256"] != row["baseline_split_sha256"]:
+        return {**_NOTHING, "reason": OTHER_EXAMPLES}
+    if row["value"] is None or row["baseline_value"] is None:
+        return {**_NOTHING, "reason": "the metric has no value for this run or for the baseline"}
+    if row["run_id"] == row["baseline_run_id"]:
+        # A run against itself differs by nothing at all, so its interval has no width.
+        return {**_ITSELF} | ({"gained": 0, "lost": 0} if row["proportion"] else {})
+    try:
+        return {**_NOTHING, **_difference(row, _parts(connection, row["run_id"], row["i"]), baseline)}
+    except _NoneError as error:
+        return {**_NOTHING, "reason": str(error)}
+
+
+def _difference(row: Mapping[str, Any], ours: Parts, baseline: Parts) -> dict[str, Any]:
+    if not ours or not baseline:
+        raise _NoneError(NO_PARTS)
+    if row["proportion"]:
+        one = _right(row, ours, row["machine_id"])
+        other = _right({**row, "value": row["baseline_value"]}, baseline, row["machine_id"])
+        both = [i for i in one if i in other]
+        gained, lost = sum(one[i] and not other[i] for i in both), sum(other[i] and not one[i] for i in both)
+        found = stats.paired_difference(gained, lost, len(both))
+        p, test = stats.mcnemar_exact(gained, lost), MCNEMAR
+        return {"delta": found.value, "low": found.low, "high": found.high, "p": p, "test": test} | {
+            "gained": gained,
+            "lost": lost,
+        }
+    metric = _metric(row["config"], row["machine_id"])
+    seed = stats.seed_of(row["run_id"], row["baseline_run_id"])
+    result = _computed(metric, lambda: stats.compare(metric, _matrix(metric, baseline), _matrix(metric, ours), seed))
+    return {name: getattr(result, name) for name in ("delta", "low", "high", "p", "test")}
