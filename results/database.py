@@ -1,7 +1,11 @@
 """Opening the database file: short-lived connections, patience with other processes, and errors that say what to do.
 
-DuckDB lets one process write or many read. Writers take turns through a lock file beside the database; whoever meets
-another process's lock tries again for a while before giving up.
+DuckDB lets one process write or many read. Writers take turns through a lock file beside the database; readers pass
+through the same lock before they open it, so that they come after a writer that waits and never keep it out for good.
+Whoever meets another process's lock tries again for a while before giving up.
+
+A database file may be somebody else's. No SQL that lies in it can reach other files, and its views are not used: each
+reading connection makes Assay's own.
 """
 
 from __future__ import annotations
@@ -9,16 +13,21 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from harness import locks
 from harness.errors import DatabaseBusy, InputError, StoreError
-from results import schema
+from results import records, schema
 
 TIMEOUT_VARIABLE = "ASSAY_DB_TIMEOUT"
 _DEFAULT_TIMEOUT_S = 30.0
+_BEHIND_WRITERS_S = 5.0
+"""How long a reader stands behind writers before it tries its luck: one of them may itself wait for a reader."""
+_CONFIG = {"enable_external_access": "false"}
 
 
 def timeout() -> float:
@@ -75,9 +84,15 @@ def connect(db: Path, timeout_s: float | None = None) -> Any:
     """
     if not db.exists():
         raise InputError(f"No database at {db}: run `assay run quickstart` first, or give --db.")
+    import duckdb
+
     connection = _open(db, read_only=True, timeout_s=timeout_s)
     try:
         _check_version(connection, db)
+        schema.shadow_views(connection)
+    except duckdb.Error as error:
+        connection.close()
+        raise StoreError(f"{db} cannot be read: {_first_line(error)}. {REMEDY.format(db=db)}") from error
     except BaseException:
         connection.close()
         raise
@@ -85,8 +100,17 @@ def connect(db: Path, timeout_s: float | None = None) -> Any:
 
 
 @contextlib.contextmanager
-def writing(db: Path, timeout_s: float | None = None) -> Iterator[Any]:
+def writing(db: Path, timeout_s: float | None = None, *, have_lock: bool = False) -> Iterator[Any]:
     """The writer's connection, under the lock file; a missing database is created, whole or not at all.
+
+    Parameters
+    ----------
+    db : Path
+        The database.
+    timeout_s : float, optional
+        Seconds to wait for other processes.
+    have_lock : bool
+        Whether the caller is inside :func:`locked`.
 
     Raises
     ------
@@ -95,8 +119,8 @@ def writing(db: Path, timeout_s: float | None = None) -> Iterator[Any]:
     """
     import duckdb
 
-    with locked(db, timeout_s):
-        if not db.exists():
+    with contextlib.nullcontext() if have_lock else locked(db, timeout_s):
+        if not os.path.lexists(db):
             create(db)
         connection = _open(db, read_only=False, timeout_s=timeout_s)
         try:
@@ -125,26 +149,26 @@ def locked(db: Path, timeout_s: float | None = None) -> Iterator[None]:
     DatabaseBusy, StoreError
         If another writer holds it for too long, or the folder cannot be written.
     """
-    import filelock
-
     limit = timeout() if timeout_s is None else timeout_s
-    lock = filelock.FileLock(f"{db}.lock", timeout=limit)
     try:
         db.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except filelock.Timeout:
+        held = contextlib.ExitStack()
+        held.enter_context(locks.hold(_lock_file(db), limit))
+    except locks.LockTimeout as error:
         raise DatabaseBusy(
-            f"{db}: another Assay process has been writing for more than {limit:g} s ({db}.lock is held). "
+            f"{db}: {error} has been writing for more than {limit:g} s ({_lock_file(db)} is held). "
             f"Try again when it is done, or set {TIMEOUT_VARIABLE}."
         ) from None
-    except (OSError, NotImplementedError) as error:
+    except OSError as error:
         raise StoreError(
             f"{db.parent}: cannot be written: {_reason(error)}. Choose another place with --db."
         ) from error
-    try:
+    with held:
         yield
-    finally:
-        lock.release()
+
+
+def _lock_file(db: Path) -> Path:
+    return db.with_name(f"{db.name}.lock")
 
 
 def create(db: Path) -> None:
@@ -163,16 +187,61 @@ def create(db: Path) -> None:
     fresh = db.with_name(f".{db.name}.new")
     try:
         discard(fresh)
-        connection = duckdb.connect(str(fresh))
+        connection = duckdb.connect(str(fresh), config=_CONFIG)
         try:
             schema.create(connection)
+            finish(connection, fresh)
         finally:
             connection.close()
-        fresh.replace(db)
+        put_in_place(fresh, db)
     except (duckdb.Error, OSError) as error:
+        discard(fresh)
         raise StoreError(
             f"{db}: the database cannot be created: {_reason(error)}. Choose another place with --db."
         ) from error
+
+
+def finish(connection: Any, fresh: Path) -> None:
+    """Bring everything of a new database into its file, and check that a stranger finds it there.
+
+    A disk that is full may refuse the last blocks only, and leave them in a log beside the file: without this, a rename
+    would then put an empty file in the old one's place.
+
+    Raises
+    ------
+    duckdb.Error, OSError
+        If the disk refuses.
+    """
+    import duckdb
+
+    counts = _counts(connection)
+    connection.execute("CHECKPOINT")
+    connection.close()
+    if wal(fresh).exists() and wal(fresh).stat().st_size:
+        raise duckdb.IOException("the new database was not written completely: is the disk full?")
+    wal(fresh).unlink(missing_ok=True)
+    descriptor = os.open(fresh, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    again = duckdb.connect(str(fresh), read_only=True, config=_CONFIG)
+    try:
+        if _counts(again) != counts:
+            raise duckdb.IOException("the new database does not hold what was written into it: is the disk full?")
+    finally:
+        again.close()
+
+
+def _counts(connection: Any) -> list[int]:
+    names = schema.tables()
+    return [connection.execute(f"SELECT count(*) FROM {name}").fetchall()[0][0] for name in names]  # noqa: S608  (ours)
+
+
+def put_in_place(fresh: Path, db: Path) -> None:
+    """Rename a finished database into its place, durably."""
+    fresh.replace(db)
+    records.fsync_folder(db.parent)
 
 
 def discard(db: Path) -> None:
@@ -189,11 +258,13 @@ def wal(db: Path) -> Path:
 def _open(db: Path, *, read_only: bool, timeout_s: float | None) -> Any:
     import duckdb
 
+    _require_regular(db)
     limit = timeout() if timeout_s is None else timeout_s
     deadline, pause = time.monotonic() + limit, 0.005
     while True:
         try:
-            connection = duckdb.connect(str(db), read_only=read_only)
+            with _behind_writers(db, min(_BEHIND_WRITERS_S, limit / 2)) if read_only else contextlib.nullcontext():
+                connection = duckdb.connect(str(db), read_only=read_only, config=_CONFIG)
             connection.execute("SET TimeZone = 'UTC'")
             return connection
         except duckdb.Error as error:
@@ -208,6 +279,25 @@ def _open(db: Path, *, read_only: bool, timeout_s: float | None) -> Any:
                 ) from None
         time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
         pause = min(pause * 1.5, 0.25)
+
+
+@contextlib.contextmanager
+def _behind_writers(db: Path, patience_s: float) -> Iterator[None]:
+    """Open after the writer whose turn it is; where there is no lock file, nobody writes by our rules."""
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(locks.LockTimeout, OSError):
+            held.enter_context(locks.hold(_lock_file(db), patience_s, shared=True, create=False))
+        yield
+
+
+def _require_regular(db: Path) -> None:
+    """DuckDB would wait for somebody to write into a named pipe."""
+    try:
+        about = db.stat()
+    except OSError as error:
+        raise StoreError(f"{db} cannot be opened: {error.strerror}. Choose another database with --db.") from error
+    if not stat.S_ISREG(about.st_mode):
+        raise StoreError(f"{db} is not a regular file: choose another database with --db.")
 
 
 def _holder(message: str) -> str | None:
@@ -225,16 +315,17 @@ def _check_version(connection: Any, db: Path) -> None:
 
     try:
         found = connection.execute("SELECT version FROM schema_version").fetchall()
-    except duckdb.CatalogException:
+    except (duckdb.CatalogException, duckdb.BinderException):
         raise StoreError(
             f"{db} is a DuckDB database, but not one of Assay's: choose another place with --db."
         ) from None
     versions = ", ".join(str(version) for (version,) in found) or "none"
-    if found != [(schema.VERSION,)]:
-        raise StoreError(
-            f"{db} has schema version {versions}; this Assay reads version {schema.VERSION}. "
-            f"`assay db rebuild --db {db}` makes it anew from the record files."
-        )
+    if found == [(schema.VERSION,)]:
+        return
+    remedy = f"`assay db rebuild --db {db}` makes it anew from the record files."
+    if len(found) == 1 and isinstance(found[0][0], int) and found[0][0] > schema.VERSION:
+        remedy = "A later Assay wrote it: upgrade, or choose another database with --db."
+    raise StoreError(f"{db} has schema version {versions}; this Assay reads version {schema.VERSION}. {remedy}")
 
 
 def _first_line(error: BaseException) -> str:

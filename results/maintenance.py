@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from harness.errors import DatabaseBusy, InputError, StoreError
-from results import database, ingest, records, schema
-from results.records import Stored
-from results.store import Store
+from results import database, ingest, limits, output, records, schema
+from results.records import DamagedRecord, Staging, Stored
+from results.store import insert_in_order, known_ids, unknown
 
 _BATCH = 50
+_MAX_FILES = 1_000_000
+_NAMED = 5
+"""Bad files that one message names."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +33,15 @@ class Rebuilt:
         Files that could not be read, renamed to ``*.damaged``.
     kept_aside : Path or None
         The database as it was before.
+    unreadable : tuple of Path
+        Files that this Assay cannot read (a later format, another user's); they stay where they are.
     """
 
     records: int
     claims: int
     damaged: tuple[Path, ...]
     kept_aside: Path | None
+    unreadable: tuple[Path, ...] = ()
 
 
 def rebuild(db: Path | str, *, force: bool = False) -> Rebuilt:
@@ -45,14 +52,15 @@ def rebuild(db: Path | str, *, force: bool = False) -> Rebuilt:
     db : path
         The database; it may be corrupt, of another schema version, or missing.
     force : bool
-        Go on although the old database holds runs that have no file (they stay in the ``.bak`` file only).
+        Go on although the old database holds runs that have no file (they stay in the ``.bak`` file only), or files
+        cannot be read (they are left out and stay where they are).
 
     Raises
     ------
     InputError
         If there is neither a database nor a record file.
     DatabaseBusy, StoreError
-        If the database is in use, would lose runs, or the disk refuses.
+        If the database is in use, would lose runs, a file cannot be read, or the disk refuses.
     """
     db = Path(db).absolute()
     folder = records.folder_of(db)
@@ -67,20 +75,52 @@ def rebuild(db: Path | str, *, force: bool = False) -> Rebuilt:
                 "a rebuild would drop them. Bring the files back with `assay db merge`, or give --force; the old "
                 "database is kept as .bak."
             )
+        if not force and not paths and db.exists():
+            _require_ours(db, folder)
+        order = records.arrivals(folder)
+        # Those from before the order was kept come first, by their names, which begin with their times.
+        paths = sorted(unknown(paths, {}), key=lambda path: (order.get(path.stem, -1), path.stem))
         fresh = db.with_name(f".{db.name}.rebuild")
         database.discard(fresh)
         damaged: list[Path] = []
+        unreadable: dict[Path, str] = {}
         try:
-            counts = _fill(fresh, _readable(paths, damaged))
+            counts = _fill(fresh, _readable(paths, damaged, unreadable))
+            if unreadable and not force:
+                raise StoreError(
+                    f"{len(unreadable)} record files cannot be read, and a rebuild would drop their runs: "
+                    f"{_some(list(unreadable.values()))} Upgrade Assay or get the right to read them; with --force "
+                    "they are left out and stay where they are. The old database is unharmed."
+                )
             aside = _keep_aside(db)
-            fresh.replace(db)
+            database.put_in_place(fresh, db)
         except OSError as error:
-            database.discard(fresh)
             raise StoreError(
                 f"{db}: the rebuild failed: {error.strerror or error}. The old database is unharmed."
             ) from error
-        renamed = [path.rename(path.with_name(f"{path.name}.damaged")) for path in damaged]
-    return Rebuilt(*counts, tuple(renamed), aside)
+        finally:
+            database.discard(fresh)
+        renamed = [records.set_aside(path) for path in damaged]
+    return Rebuilt(*counts, tuple(renamed), aside, tuple(unreadable))
+
+
+def _require_ours(db: Path, folder: Path) -> None:
+    """Refuse to put an empty database in the place of a file that is not Assay's."""
+    try:
+        with database.reading(db):
+            return
+    except DatabaseBusy:
+        raise
+    except StoreError as error:
+        raise StoreError(
+            f"{error} There are no record files in {folder}: a rebuild would leave nothing. If that is what you want, "
+            "give --force."
+        ) from error
+
+
+def _some(texts: Sequence[str]) -> str:
+    more = f" ... and {len(texts) - _NAMED} more." if len(texts) > _NAMED else ""
+    return " ".join(texts[:_NAMED]) + more
 
 
 def _only_in_database(db: Path, stems: set[str]) -> list[str]:
@@ -97,12 +137,14 @@ def _only_in_database(db: Path, stems: set[str]) -> list[str]:
     return sorted({name for (name,) in found} - stems)
 
 
-def _readable(paths: Iterable[Path], damaged: list[Path]) -> Iterator[Stored]:
+def _readable(paths: Iterable[Path], damaged: list[Path], unreadable: dict[Path, str]) -> Iterator[Stored]:
     for path in paths:
         try:
             yield records.read(path)
-        except StoreError:
+        except DamagedRecord:
             damaged.append(path)
+        except StoreError as error:
+            unreadable[path] = str(error)
 
 
 def _fill(fresh: Path, stored: Iterable[Stored]) -> tuple[int, int]:
@@ -115,14 +157,14 @@ def _fill(fresh: Path, stored: Iterable[Stored]) -> tuple[int, int]:
             schema.create(connection)
             for batch in _batches(stored):
                 connection.begin()
-                ingest.insert(connection, batch)
+                insert_in_order(connection, batch)
                 connection.commit()
                 for item in batch:
                     counts[item.kind] += 1
+            database.finish(connection, fresh)
         finally:
             connection.close()
     except duckdb.Error as error:
-        database.discard(fresh)
         raise StoreError(f"{fresh.parent}: the rebuild failed: {error}. The old database is unharmed.") from error
     return counts["record"], counts["claim"]
 
@@ -177,7 +219,7 @@ def export(db: Path | str, folder: Path | str) -> dict[str, int]:
     DatabaseBusy, StoreError
         If the database or the disk refuses.
     """
-    import duckdb
+    import pyarrow.parquet as parquet
 
     db, folder = Path(db).absolute(), Path(folder).absolute()
     counts: dict[str, int] = {}
@@ -187,20 +229,18 @@ def export(db: Path | str, folder: Path | str) -> dict[str, int]:
                 raise InputError(f"{folder} is not empty and not an earlier export: give a new folder.")
             folder.mkdir(parents=True, exist_ok=True)
             for name in schema.documented():
-                target, partial = folder / f"{name}.parquet", folder / f".{name}.parquet.tmp"
-                quoted = str(partial).replace("'", "''")
                 # Parquet has no bit strings; records.correct follows from predictions.
                 columns = "* EXCLUDE (correct)" if name == "records" else "*"
-                copy = f"COPY (SELECT {columns} FROM {name}) TO '{quoted}' (FORMAT parquet, COMPRESSION zstd)"  # noqa: S608
-                ((counts[name],),) = connection.execute(copy).fetchall()
-                partial.replace(target)
+                found = connection.sql(f"SELECT {columns} FROM {name}").to_arrow_table()  # noqa: S608  (ours)
+                with output.replacing(folder / f"{name}.parquet") as stream:
+                    parquet.write_table(found, stream, compression="zstd")
+                counts[name] = found.num_rows
             counts["files"] = 0
             for path in records.files(records.folder_of(db)):
                 records.write(folder / "records", records.read(path))
                 counts["files"] += 1
-            (folder / "README.md").write_text(schema.readme(), encoding="utf-8")
-        except duckdb.Error as error:
-            raise StoreError(f"{folder}: the export failed: {error}") from error
+            with output.replacing(folder / "README.md") as stream:
+                stream.write(schema.readme().encode())
         except OSError as error:
             raise StoreError(f"{folder}: cannot be written: {error.strerror or error}.") from error
     return counts
@@ -208,6 +248,9 @@ def export(db: Path | str, folder: Path | str) -> dict[str, int]:
 
 def merge(db: Path | str, source: Path | str) -> int:
     """Take up record files of another place or machine; any order and any number of times give the same result.
+
+    What comes in is marked with where it came from, and never answers a cell of this machine. Everything is checked
+    before the first byte is written, and it comes in all at once or not at all.
 
     Parameters
     ----------
@@ -229,29 +272,102 @@ def merge(db: Path | str, source: Path | str) -> int:
     DatabaseBusy, StoreError
         If the database or the disk refuses.
     """
-    store, source = Store(Path(db)), Path(source).absolute()
-    folder = source if source.is_dir() else records.folder_of(source)
-    paths = sorted(path for path in folder.rglob("*.json") if not path.name.startswith(".")) if folder.is_dir() else []
+    import duckdb
+
+    db, source = Path(db).absolute(), Path(source).absolute()
+    folder, target = source if source.is_dir() else records.folder_of(source), records.folder_of(db)
+    paths = _sources(folder)
     if not paths:
         raise InputError(
             f"{source}: no record files in {folder}. Give an export folder, or a database with its *.records folder."
         )
-    here = {path.stem: path for path in records.files(store.folder)}
-    fresh = []
+    with database.locked(db):
+        records.remove_leftovers(target)
+        # The database is asked first: one that refuses must not be found out about after the files are written.
+        known = _known_in(db)
+        here = {path.stem: path for path in records.files(target)}
+        with Staging(target, str(source)) as staging:
+            fresh = _staged(paths, staging, here, known)
+            if not fresh:
+                return 0
+            with database.writing(db, have_lock=True) as connection:
+                connection.begin()
+                try:
+                    for batch in _batches(map(staging.read, fresh)):
+                        insert_in_order(connection, batch)
+                    staging.commit()
+                except BaseException:
+                    connection.rollback()
+                    raise
+                try:
+                    connection.commit()
+                except duckdb.Error:
+                    staging.undo()
+                    raise
+    return len(fresh)
+
+
+def _sources(folder: Path) -> list[Path]:
+    """The files of a source that end in ``.json``, in any depth."""
+    found: list[Path] = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [Path(place, name) for name in sorted(names) if name.endswith(".json") and not name.startswith(".")]
+        if len(found) > _MAX_FILES:
+            raise InputError(f"{folder}: more than {_MAX_FILES:,} files; merge it in parts.")
+    return found
+
+
+def _known_in(db: Path) -> dict[str, str]:
+    if not os.path.lexists(db):
+        return {}
+    with database.reading(db) as connection:
+        return known_ids(connection)
+
+
+def _staged(paths: Sequence[Path], staging: Staging, here: Mapping[str, Path], known: Mapping[str, str]) -> list[str]:
+    """Check every file of a source, and write those that are new beside the others; return their ids.
+
+    Raises
+    ------
+    InputError
+        Naming what is wrong; nothing may be merged then.
+    """
+    seen: dict[str, str] = {}
+    fresh: list[str] = []
+    problems: list[str] = []
     for path in paths:
         try:
-            stored = records.read(path)
-            if stored.id in here:
-                if records.read(here[stored.id]).sha256 != stored.sha256:
-                    raise InputError(f"{path}: {stored.id} is here with another content; nothing was merged.")
-                continue
+            stored = records.parse(records.content(path), path)
+            problem = _arrival_problem(stored, here, known, seen)
         except StoreError as error:
-            raise InputError(f"{error} Nothing was merged.") from error
-        fresh.append(path)
-    for path in fresh:
-        records.write(store.folder, records.read(path))
-    store.sync()
-    return len(fresh)
+            problems.append(str(error))
+            continue
+        if problem:
+            problems.append(f"{path}: {problem}.")
+        elif stored.id not in seen and stored.id not in here and not problems:
+            staging.add(stored)
+            fresh.append(stored.id)
+        seen[stored.id] = stored.sha256
+    if problems:
+        count = f"{len(problems)} of {len(paths)} files: " if len(problems) > 1 else ""
+        raise InputError(f"{count}{_some(problems)} Nothing was merged.")
+    return fresh
+
+
+def _arrival_problem(
+    stored: Stored, here: Mapping[str, Path], known: Mapping[str, str], seen: Mapping[str, str]
+) -> str | None:
+    if stored.id in seen and seen[stored.id] != stored.sha256:
+        return f"{stored.id} occurs twice with different content"
+    if stored.id in here:
+        if records.read(here[stored.id]).sha256 != stored.sha256:
+            return f"{stored.id} is here with another content"
+    elif known.get(stored.id, stored.sha256) != stored.sha256:
+        return f"{stored.id} is in the database with another content"
+    if not limits.moment(str(stored.value["created_at"])) <= datetime.now(UTC) + timedelta(days=1):
+        return f"created_at {stored.value['created_at']} lies in the future: one of the two clocks is wrong"
+    return None
 
 
 def check(db: Path | str) -> list[str]:
@@ -275,7 +391,7 @@ def check(db: Path | str) -> list[str]:
     problems: list[str] = []
     with database.reading(db) as connection:
         try:
-            rows = _known(connection)
+            rows = known_ids(connection)
             for path in records.files(records.folder_of(db)):
                 known = rows.pop(path.stem, None)
                 try:
@@ -301,20 +417,14 @@ def check(db: Path | str) -> list[str]:
     return problems
 
 
-def _known(connection: Any) -> dict[str, str]:
-    found = connection.execute(
-        "SELECT run_id, record_sha256 FROM records UNION ALL SELECT entry_id, record_sha256 FROM claims"
-    ).fetchall()
-    return dict(found)
-
-
 def _row_problems(connection: Any, stored: Stored) -> list[str]:
     """Where the rows of one record differ from what its file gives."""
     if stored.kind == "claim":
         expected, table, key = ingest.claim_row(stored), "claims", "entry_id"
     else:
         expected, table, key = ingest.record_row(stored), "records", "run_id"
-    names = list(expected)
+    # The order of arrival is not in the file.
+    names = [name for name in expected if name != "arrived_at"]
     select = f"SELECT {', '.join(names)} FROM {table} WHERE {key} = ?"  # noqa: S608  (names are ours)
     (found,) = connection.execute(select, [stored.id]).fetchall()
     problems = [name for name, value in zip(names, found, strict=True) if value != expected[name]]

@@ -3,6 +3,10 @@
 ``assay.duckdb`` has its files in ``assay.records/<yyyy-mm>/<id>.json``: ``{"sha256": ..., "record": {...}}`` (or
 ``"claim"``) where the hash is that of the value's canonical JSON. Plain JSON, so that a stranger needs nothing but a
 text editor; about 50 kB a run with 10,000 predictions.
+
+What `assay db merge` brought lies in a folder of its own, ``assay.records/merged-<time>-<random>/``, whose ``.origin``
+says where from: such records are shown and compared, and never taken for runs of this place. ``arrivals.txt`` holds the
+ids of our own records in the order in which they were written, since a clock can be wrong.
 """
 
 from __future__ import annotations
@@ -12,25 +16,33 @@ import dataclasses
 import fcntl
 import json
 import os
-import re
-from collections.abc import Iterator, Mapping
+import secrets
+import shutil
+import stat
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from harness.canonical import digest, dumps
-from harness.errors import StoreError
-from harness.record import SCHEMA_VERSION, STATUSES, Record
+from harness.errors import DataError, StoreError
+from harness.files import read_regular
+from harness.record import SCHEMA_VERSION, upgrade
+from results import limits
+from results.limits import VERDICTS as VERDICTS
+from results.limits import moment as moment
 
-VERDICTS = ("reproduced", "not reproduced", "stand-in", "holds", "does not hold", "inconclusive", "not run")
 Kind = Literal["record", "claim"]
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
-_NEEDED = tuple(
-    f.name
-    for f in dataclasses.fields(Record)
-    if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-)
+_KINDS: tuple[Kind, ...] = ("record", "claim")
+_MERGED = "merged-"
+_STAGING = ".merging-"
+_ORIGIN = ".origin"
+_ARRIVALS = "arrivals.txt"
+
+
+class DamagedRecord(StoreError):
+    """A file whose content is no record: unlike one that merely cannot be read here and now, it can be set aside."""
 
 
 @dataclass(frozen=True)
@@ -43,15 +55,29 @@ class Stored:
     id : str
         ``run_id`` or ``entry_id``; also the file's stem.
     sha256 : str
-        Of the value's canonical JSON.
+        Of the canonical JSON of the value as it was written.
     value : mapping
-        The record, or the claim.
+        The record in the present format, or the claim.
+    written : mapping
+        The record or claim as it stands in its file, maybe in an older format.
+    origin : str or None
+        What it was merged from; None if it was measured here.
+    arrived_at : datetime
+        When it was merged; of a record of our own, its ``created_at``, or a moment after the record that came before it
+        where its clock says otherwise (see :func:`results.store.take_up`). In UTC.
     """
 
     kind: Kind
     id: str
     sha256: str
     value: Mapping[str, Any]
+    written: Mapping[str, Any]
+    origin: str | None
+    arrived_at: datetime
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Where files are
 
 
 def folder_of(db: Path) -> Path:
@@ -60,10 +86,51 @@ def folder_of(db: Path) -> Path:
 
 
 def files(folder: Path) -> Iterator[Path]:
-    """The record files of a folder, in order of their names; temporary files are left out."""
-    for path in sorted(folder.glob("*/*.json")):
-        if not path.name.startswith("."):
-            yield path
+    """The record files of a folder, in order of their names; temporary files are left out.
+
+    Raises
+    ------
+    StoreError
+        If the folder cannot be listed.
+    """
+    try:
+        for place in sorted(folder.iterdir()) if folder.exists() else ():
+            if place.is_dir() and not place.name.startswith("."):
+                yield from sorted(p for p in place.iterdir() if p.suffix == ".json" and not p.name.startswith("."))
+    except OSError as error:
+        raise StoreError(f"{error.filename}: cannot be listed: {error.strerror}.") from error
+
+
+def find(folder: Path, record_id: str) -> Path | None:
+    """The file of a record id, wherever in the folder it lies."""
+    if limits.is_id(record_id) and folder.is_dir():
+        for place in sorted(folder.iterdir()):
+            path = place / f"{record_id}.json"
+            if not place.name.startswith(".") and os.path.lexists(path):
+                return path
+    return None
+
+
+def merged(path: Path) -> tuple[str, datetime] | None:
+    """What a file of a records folder was merged from, and when; None if it is of this place."""
+    place = path.parent
+    if not place.name.startswith(_MERGED):
+        return None
+    try:
+        value = json.loads(read_regular(place / _ORIGIN, 1 << 16))
+        return str(value["source"])[:4000], moment(str(value["merged_at"]))
+    except (DataError, ValueError, KeyError, TypeError, RecursionError):
+        # The folder's name alone says that it was merged.
+        return place.name, datetime.fromtimestamp(place.stat().st_mtime, UTC)
+
+
+def path_of(folder: Path, stored: Stored) -> Path:
+    """Where a record of our own belongs in a records folder."""
+    return folder / f"{moment(stored.value['created_at']):%Y-%m}" / f"{stored.id}.json"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Checking and reading
 
 
 def checked(kind: Kind, value: Mapping[str, Any]) -> Stored:
@@ -72,61 +139,123 @@ def checked(kind: Kind, value: Mapping[str, Any]) -> Stored:
     Raises
     ------
     StoreError
-        Naming the field that is missing, unknown, of the wrong length or not finite.
+        Naming the field that is missing, unknown, out of bounds or not finite.
     """
-    what = f"{kind} {value.get('run_id' if kind == 'record' else 'entry_id')!r}"
+    what = f"{kind} {value.get('run_id' if kind == 'record' else 'entry_id')!r}"[:300]
     try:
         text = dumps(value)
-    except (TypeError, ValueError) as error:
+        text.encode()
+        plain = json.loads(text)
+    except (TypeError, ValueError, RecursionError) as error:
         field = next((key for key, item in value.items() if not _serializable(item)), "?")
-        raise StoreError(
+        raise DamagedRecord(
             f"{what}: field {field!r} cannot be stored as JSON: {error}. Missing values are null."
         ) from None
-    plain = json.loads(text)
-    problem = _record_problem(plain) if kind == "record" else _claim_problem(plain)
+    version = plain.get("schema", 1) if kind == "record" else 1
+    if type(version) is int and version > SCHEMA_VERSION:
+        # Not a DamagedRecord: a later Assay reads it.
+        raise StoreError(f"{what}: record format {version}; this Assay knows format {SCHEMA_VERSION}: upgrade it.")
+    problem = limits.record_problem(plain) if kind == "record" else limits.claim_problem(plain)
     if problem:
-        raise StoreError(f"{what}: {problem}")
-    return Stored(kind, plain["run_id" if kind == "record" else "entry_id"], digest(plain), plain)
+        raise DamagedRecord(f"{what}: {problem}")
+    current = upgrade(plain) if kind == "record" else plain
+    name = plain["run_id" if kind == "record" else "entry_id"]
+    return Stored(kind, name, digest(plain), current, plain, None, moment(plain["created_at"]))
 
 
 def read(path: Path) -> Stored:
-    """Read and verify one file.
+    """Read and verify one file of a records folder.
 
     Raises
     ------
-    StoreError
+    DamagedRecord
         If it is truncated, was changed, or is no record file.
+    StoreError
+        If it cannot be read here: another user's, or of a later format.
+    """
+    stored = parse(content(path), path)
+    if about := merged(path):
+        return dataclasses.replace(stored, origin=about[0], arrived_at=about[1])
+    return stored
+
+
+def content(path: Path) -> bytes:
+    """The bytes of a record file; pipes, devices and endless files are refused without being read.
+
+    Raises
+    ------
+    DamagedRecord
+        If it is no regular file, or far too large.
+    StoreError
+        If it cannot be read.
     """
     try:
-        wrapper = json.loads(path.read_bytes())
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):
+            raise DamagedRecord(f"{path}: not a regular file. {_REMEDY}")
+        if about.st_size > limits.MAX_BYTES:
+            raise DamagedRecord(
+                f"{path}: {about.st_size:,} bytes; a record has at most {limits.MAX_BYTES:,}. {_REMEDY}"
+            )
+        return read_regular(path, limits.MAX_BYTES)
     except OSError as error:
         raise StoreError(f"{path}: cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise StoreError(f"{path}: truncated or not JSON ({error}). {_REMEDY}") from None
-    kinds: tuple[Kind, ...] = ("record", "claim")
-    kind = next((k for k in kinds if isinstance(wrapper, dict) and isinstance(wrapper.get(k), dict)), None)
+    except DataError as error:
+        raise StoreError(str(error)) from error
+
+
+def parse(data: bytes, path: Path) -> Stored:
+    """Verify the bytes of one file; ``path`` gives its id.
+
+    Raises
+    ------
+    DamagedRecord
+        If they are truncated, were changed, or are no record.
+    StoreError
+        If they are of a later format.
+    """
+    try:
+        wrapper = json.loads(data.decode("utf-8"), object_pairs_hook=_once, parse_constant=_not_finite)
+    except (ValueError, RecursionError) as error:
+        raise DamagedRecord(f"{path}: truncated or not JSON ({error}). {_REMEDY}") from None
+    kind = next((k for k in _KINDS if isinstance(wrapper, dict) and isinstance(wrapper.get(k), dict)), None)
     if kind is None:
-        raise StoreError(f"{path}: not a record file: it has neither 'record' nor 'claim'. {_REMEDY}")
-    stored = checked(kind, wrapper[kind])
+        raise DamagedRecord(f"{path}: not a record file: it has neither 'record' nor 'claim'. {_REMEDY}")
+    try:
+        stored = checked(kind, wrapper[kind])
+    except StoreError as error:
+        raise type(error)(f"{path}: {error}") from None
     if stored.sha256 != wrapper.get("sha256"):
-        raise StoreError(f"{path}: its content does not have the sha256 that it states: it was changed. {_REMEDY}")
+        raise DamagedRecord(f"{path}: its content does not have the sha256 that it states: it was changed. {_REMEDY}")
     if stored.id != path.stem:
-        raise StoreError(f"{path}: holds {stored.id!r}: it was renamed. Give it its name back.")
+        raise DamagedRecord(f"{path}: holds {stored.id!r}: it was renamed. Give it its name back.")
     return stored
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key occurs twice in one object")
+    return found
+
+
+def _not_finite(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no JSON number")
 
 
 _REMEDY = "Restore it from a copy (`assay db export` makes them), or set it aside with `assay db rebuild`."
 
 
-def path_of(folder: Path, stored: Stored) -> Path:
-    """Where a record belongs in a records folder."""
-    return folder / f"{moment(stored.value['created_at']):%Y-%m}" / f"{stored.id}.json"
+def _serializable(value: Any) -> bool:
+    try:
+        dumps(value).encode()
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
 
 
-def moment(text: str) -> datetime:
-    """An ISO 8601 time in UTC; one without an offset is UTC already."""
-    value = datetime.fromisoformat(text)
-    return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+# ---------------------------------------------------------------------------------------------------------------------
+# Writing
 
 
 def write(folder: Path, stored: Stored) -> Path:
@@ -140,14 +269,14 @@ def write(folder: Path, stored: Stored) -> Path:
     path = path_of(folder, stored)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            if read(path).sha256 != stored.sha256:
-                raise StoreError(f"{path}: exists with another content; records never change, so nothing was written.")
-            return path
+        if there := find(folder, stored.id):
+            if read(there).sha256 != stored.sha256:
+                raise StoreError(f"{there}: exists with another content; records never change, so nothing was written.")
+            return there
         temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp")
-        _write_temporary(temporary, path, dumps({"sha256": stored.sha256, stored.kind: stored.value}) + "\n")
+        _write_temporary(temporary, path, _wrapped(stored))
         for directory in (path.parent, folder):
-            _fsync_folder(directory)
+            fsync_folder(directory)
     except OSError as error:
         raise StoreError(
             f"{path}: the record cannot be written: {error.strerror or error}. Nothing stored before is harmed: "
@@ -156,15 +285,19 @@ def write(folder: Path, stored: Stored) -> Path:
     return path
 
 
-def _write_temporary(temporary: Path, path: Path, text: str) -> None:
+def _wrapped(stored: Stored) -> bytes:
+    return (dumps({"sha256": stored.sha256, stored.kind: stored.written}) + "\n").encode()
+
+
+def _write_temporary(temporary: Path, path: Path, data: bytes) -> None:
     """Write under a lock, by which :func:`remove_leftovers` knows that the writer lives, then rename."""
     while True:
-        with temporary.open("w", encoding="utf-8") as stream:
+        with temporary.open("wb") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
             if os.fstat(stream.fileno()).st_nlink == 0:
                 continue  # it was cleaned away between opening and locking
             try:
-                stream.write(text)
+                stream.write(data)
                 stream.flush()
                 os.fsync(stream.fileno())
                 temporary.replace(path)
@@ -175,72 +308,149 @@ def _write_temporary(temporary: Path, path: Path, text: str) -> None:
             return
 
 
+class Staging:
+    """Files that come in together or not at all: written beside the others, then renamed in one step.
+
+    The caller holds the database's lock.
+
+    Parameters
+    ----------
+    folder : Path
+        The records folder.
+    source : str
+        Where they come from.
+    """
+
+    def __init__(self, folder: Path, source: str) -> None:
+        self.source, self.merged_at = source, datetime.now(UTC)
+        name = f"{self.merged_at:%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
+        self._folder = folder
+        self._made = not folder.exists()
+        self._place, self._final = folder / f"{_STAGING}{name}", folder / f"{_MERGED}{name}"
+
+    def __enter__(self) -> Staging:
+        try:
+            self._place.mkdir(parents=True)
+            about = {"source": self.source, "merged_at": self.merged_at.isoformat()}
+            self._add(_ORIGIN, json.dumps(about).encode())
+        except OSError as error:
+            self.__exit__()
+            raise self._refused(error) from error
+        return self
+
+    def add(self, stored: Stored) -> None:
+        """Write one file; nobody sees it yet.
+
+        Raises
+        ------
+        StoreError
+            If the disk refuses.
+        """
+        try:
+            self._add(f"{stored.id}.json", _wrapped(stored))
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def read(self, record_id: str) -> Stored:
+        """A record that was added, as it will be found after :meth:`commit`."""
+        stored = read(self._place / f"{record_id}.json")
+        return dataclasses.replace(stored, origin=self.source, arrived_at=self.merged_at)
+
+    def commit(self) -> None:
+        """Let everybody see all of them.
+
+        Raises
+        ------
+        StoreError
+            If the disk refuses.
+        """
+        try:
+            fsync_folder(self._place)
+            self._place.rename(self._final)
+            fsync_folder(self._folder)
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def undo(self) -> None:
+        """Take back what :meth:`commit` did."""
+        with contextlib.suppress(OSError):
+            self._final.rename(self._place)
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self._place, ignore_errors=True)
+        if self._made:
+            with contextlib.suppress(OSError):
+                self._folder.rmdir()  # refused where something is in it
+
+    def _add(self, name: str, data: bytes) -> None:
+        with (self._place / name).open("xb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def _refused(self, error: OSError) -> StoreError:
+        return StoreError(f"{self._folder}: cannot be written: {error.strerror or error}. Nothing was merged.")
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a file that is no record to ``*.damaged``, so that it stands in nobody's way; return its new place.
+
+    Where it cannot be renamed, it stays.
+    """
+    for number in range(1, 1000):
+        target = path.with_name(f"{path.name}.damaged" + (f".{number}" if number > 1 else ""))
+        if not os.path.lexists(target):
+            with contextlib.suppress(OSError):
+                return path.rename(target)
+            break
+    return path
+
+
 def remove_leftovers(folder: Path) -> int:
-    """Remove temporary files whose writers are gone; return how many."""
+    """Remove temporary files and unfinished merges whose writers are gone; return how many.
+
+    The caller holds the database's lock, so that no merge is at work.
+    """
     removed = 0
     for path in folder.glob("*/.*.tmp"):
         with contextlib.suppress(OSError), path.open("rb") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError: its writer lives
             path.unlink()
             removed += 1
+    for place in folder.glob(f"{_STAGING}*"):
+        shutil.rmtree(place, ignore_errors=True)
+        removed += 1
     return removed
 
 
-def _fsync_folder(folder: Path) -> None:
+def note_arrivals(folder: Path, ids: Iterable[str]) -> None:
+    """Keep the order in which our own records came, for a rebuild.
+
+    A disk that refuses costs only this order: where it is not known, the records' own times stand in for it.
+    """
+    lines = "".join(f"{name}\n" for name in ids).encode()
+    with contextlib.suppress(OSError):
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+        descriptor = os.open(folder / _ARRIVALS, flags, 0o666)
+        try:
+            os.write(descriptor, lines)
+        finally:
+            os.close(descriptor)
+
+
+def arrivals(folder: Path) -> dict[str, int]:
+    """Id to place in the order of arrival, of the records whose place is known."""
+    try:
+        lines = read_regular(folder / _ARRIVALS, 1 << 30).decode(errors="replace").splitlines()
+    except DataError:
+        return {}
+    return {name: number for number, name in enumerate(dict.fromkeys(lines))}
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make a rename within a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _serializable(value: Any) -> bool:
-    try:
-        dumps(value)
-    except (TypeError, ValueError):
-        return False
-    return True
-
-
-def _record_problem(record: Mapping[str, Any]) -> str | None:
-    known = {f.name for f in dataclasses.fields(Record)}
-    if record.get("schema", SCHEMA_VERSION) != SCHEMA_VERSION:
-        return f"record format {record['schema']!r}; this Assay knows format {SCHEMA_VERSION}: upgrade it."
-    if unknown := sorted(set(record) - known):
-        return f"unknown fields {', '.join(unknown)}."
-    if missing := [name for name in _NEEDED if record.get(name) is None]:
-        return f"fields {', '.join(missing)} are missing."
-    if problem := _identity_problem(record, "run_id"):
-        return problem
-    if record["status"] not in STATUSES:
-        return f"status {record['status']!r} is not one of {', '.join(STATUSES)}."
-    labels, predictions, n = record.get("labels"), record.get("predictions"), record.get("n_examples")
-    if (labels is None) != (predictions is None):
-        return "labels and predictions must both be there, or neither."
-    if labels is not None and predictions is not None:
-        right = sum(a == b for a, b in zip(labels, predictions, strict=False))
-        if not len(labels) == len(predictions) == n:
-            return f"{len(labels)} labels, {len(predictions)} predictions and n_examples = {n} do not agree."
-        if right != record.get("n_correct"):
-            return f"n_correct = {record.get('n_correct')}, but {right} predictions are right."
-    return None
-
-
-def _claim_problem(claim: Mapping[str, Any]) -> str | None:
-    if missing := [name for name in ("entry_id", "created_at", "paper", "id", "verdict") if claim.get(name) is None]:
-        return f"fields {', '.join(missing)} are missing."
-    if str(claim["verdict"]).partition(" (")[0] not in VERDICTS:
-        return f"verdict {claim['verdict']!r} is not one of {', '.join(VERDICTS)} (with a reason in parentheses)."
-    if not isinstance(claim.get("run_ids", []), list):
-        return "run_ids must be a list."
-    return _identity_problem(claim, "entry_id")
-
-
-def _identity_problem(value: Mapping[str, Any], key: str) -> str | None:
-    if not isinstance(value[key], str) or not _ID.fullmatch(value[key]):
-        return f"{key} {value[key]!r} must be letters, digits, '-', '_' and '.', as it names a file."
-    try:
-        moment(value["created_at"])
-    except (TypeError, ValueError):
-        return f"created_at {value['created_at']!r} is not an ISO 8601 time."
-    return None
