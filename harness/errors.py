@@ -24,7 +24,7 @@ import difflib
 import re
 from collections.abc import Iterable
 
-from harness.text import cut, printable
+from harness.text import SHOWN, cut, printable, shown
 
 _LINES = 3
 _CHARACTERS = 500
@@ -57,7 +57,7 @@ class UnknownName(InputError):
     """A name that no registry has."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
-        super().__init__(f"Unknown {kind} {name!r}. {suggestion(name, known)}")
+        super().__init__(f"Unknown {kind} {shown(name)}. {suggestion(name, known)}")
 
 
 class DataError(InputError):
@@ -101,7 +101,7 @@ def suggestion(name: str, known: Iterable[str]) -> str:
         The allowed names.
     """
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name[:SHOWN], names, n=1, cutoff=0.5)
     hint = f"Did you mean {near[0]!r}? " if near else ""
     return f"{hint}Allowed: {', '.join(names) or '(none)'}."
 

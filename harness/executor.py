@@ -17,9 +17,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any, TypeVar, cast, overload
+from typing import IO, Any, TypeVar, cast
 
 import psutil
 
@@ -95,19 +95,7 @@ class Worker:
         """Whether the process still runs."""
         return self._answers >= 0 and not self._has_ended()
 
-    @overload
-    def run(
-        self, job: Job[Result], *, timeout: float, progress: Callable[[float, str], None] | None = None
-    ) -> Result: ...
-
-    @overload
-    def run(
-        self, job: Mapping[str, Any], *, timeout: float, progress: Callable[[float, str], None] | None = None
-    ) -> dict[str, Any]: ...
-
-    def run(
-        self, job: Job[Any] | Mapping[str, Any], *, timeout: float, progress: Callable[[float, str], None] | None = None
-    ) -> Any:
+    def run(self, job: Job[Result], *, timeout: float, progress: Callable[[float, str], None] | None = None) -> Result:
         """Run one job and return its result.
 
         Parameters
@@ -123,12 +111,9 @@ class Worker:
         JobError
             If the job failed, a step of it took too long, or the process died.
         """
-        step, at = (job.title if isinstance(job, Job) else f"the step {job['op']!r}"), ""
-        if isinstance(job, Job):
-            kind = type(job)
-            message: Mapping[str, Any] = {"job": f"{kind.__module__}:{kind.__qualname__}", "value": to_json(job)}
-        else:
-            message = job
+        kind = type(job)
+        message = {"job": f"{kind.__module__}:{kind.__qualname__}", "value": to_json(job)}
+        step, at = job.title, ""
         try:
             self._jobs.write(json.dumps(message).encode() + b"\n")
             self._jobs.flush()
@@ -150,7 +135,7 @@ class Worker:
                     if progress:
                         progress(line["fraction"], at)
                 case "result":
-                    return from_json(job.result, line["result"]) if isinstance(job, Job) else line["result"]
+                    return cast(Result, from_json(job.result, line["result"]))
                 case _:
                     raise JobError(line["status"], line["reason"], line["traceback"])
 

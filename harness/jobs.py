@@ -202,7 +202,7 @@ def from_json(kind: type[Value], value: JSON) -> Value:
     pydantic.ValidationError
         Naming the field that does not fit.
     """
-    return cast(Value, _adapter(kind).validate_python(value))
+    return cast(Value, _adapter(cast(Any, kind)).validate_python(value))
 
 
 @functools.cache

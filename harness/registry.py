@@ -162,7 +162,7 @@ def create(kind: Kind, name: str, parameters: Mapping[str, Any]) -> Any:
     allowed = [f.name for f in dataclasses.fields(found) if f.init]
     for key in values:
         if key not in allowed:
-            raise SpecError(f"{kind} {name!r} has no parameter {shown(key)}. {suggestion(key, allowed)}")
+            raise SpecError(f"{kind} {name!r} has no parameter {shown(key)}. {suggestion(str(key), allowed)}")
     try:
         # A class that is the user's checks its values with code of its own.
         with usercode.blamed(f"{kind} {name!r}: making it of {shown(dict(parameters))}"):

@@ -82,9 +82,6 @@ def _close_in_children(descriptors: list[int]) -> None:
 def _run(message: dict[str, Any], answers: _Answers) -> Any:
     from harness.jobs import from_json, to_json
 
-    if "op" in message:
-        handler = {"prepare": "harness.prepare:prepare", "measure": "harness.measure.run:measure"}[message["op"]]
-        return _named(handler)(message, answers)
     kind = _named(message["job"])
     return to_json(_named(kind.function)(from_json(kind, message["value"]), answers))
 

@@ -141,7 +141,7 @@ def validate(specs: tuple[str, ...], as_json: bool) -> None:
         print_json(rows)
     else:
         for row in rows:
-            click.echo(f"{printable(row['name'])}: valid, {row['cells']} cells")
+            click.echo(f"{printable(str(row['name']))}: valid, {row['cells']} cells")
 
 
 _SUMMARY = (
@@ -168,7 +168,7 @@ def ls(what: str, db: Path | None, as_json: bool) -> None:
         return
     width = max((len(row["name"]) for row in rows), default=0)
     for row in rows:
-        click.echo(f"{printable(row['name']):{width}}  {printable(row['summary'])}")
+        click.echo(f"{printable(str(row['name'])):{width}}  {printable(row['summary'])}")
 
 
 def _list_names(what: str) -> list[dict[str, Any]]:
