@@ -138,9 +138,7 @@ def blamed(action: str, remedy: str = "") -> Iterator[None]:
     except SystemExit as error:
         raise InputError(f"{action} ended the program (sys.exit({shown(error.code)})). {remedy}".rstrip()) from error
     except EOFError as error:
-        raise InputError(
-            f"{action} waited for input, which there is none of ({explanation(error)}). {remedy}"
-        ) from error
+        raise InputError(f"{action} waits for input, and there is none. {remedy}".rstrip()) from error
     except KeyboardInterrupt as error:
         if pressed:
             raise

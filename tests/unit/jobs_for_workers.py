@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import signal
@@ -134,5 +135,4 @@ def do_loader(_: Progress, persistent: bool = True) -> int:
 
 
 def do_import(_: Progress, name: str) -> str:
-    module = __import__(name)
-    return str(module.__file__)
+    return str(importlib.import_module(name).__file__)
