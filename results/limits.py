@@ -328,18 +328,19 @@ def fitted(record: Mapping[str, Any]) -> dict[str, Any]:
     new = dict(record)
     for name, most in (("reason", _MAX_TEXT), ("traceback", _MAX_TRACEBACK)):
         if isinstance(new.get(name), str):
-            new[name] = _shortened(new[name], most)
+            new[name] = shortened(new[name], most)
     for name in ("warnings", "notes"):
         if isinstance(new.get(name), list | tuple):
-            new[name] = [_shortened(text, _MAX_TEXT) if isinstance(text, str) else text for text in new[name]]
+            new[name] = [shortened(text, _MAX_TEXT) if isinstance(text, str) else text for text in new[name]]
     if isinstance(reasons := new.get("reasons"), Mapping):
         new["reasons"] = {
-            key: _shortened(text, _MAX_TEXT) if isinstance(text, str) else text for key, text in reasons.items()
+            key: shortened(text, _MAX_TEXT) if isinstance(text, str) else text for key, text in reasons.items()
         }
     return new
 
 
-def _shortened(text: str, most: int) -> str:
+def shortened(text: str, most: int) -> str:
+    """A text that can be stored, of at most so many characters: its beginning and its end."""
     text = _ODD.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
     if len(text) <= most:
         return text

@@ -61,10 +61,10 @@ class Stored:
     written : mapping
         The record or claim as it stands in its file, maybe in an older format.
     origin : str or None
-        What it was merged from; None if it was measured here.
+        What it was merged from, and when; None if it was measured here.
     arrived_at : datetime
-        When it was merged; of a record of our own, its ``created_at``, or a moment after the record that came before it
-        where its clock says otherwise (see :func:`results.store.take_up`). In UTC.
+        By which the newest is found: ``created_at``, or a moment after the own record that came before it, where the
+        clock says otherwise (see :func:`results.store.insert_in_order`). In UTC.
     """
 
     kind: Kind
@@ -111,17 +111,20 @@ def find(folder: Path, record_id: str) -> Path | None:
     return None
 
 
-def merged(path: Path) -> tuple[str, datetime] | None:
+def origin_of(path: Path) -> str | None:
     """What a file of a records folder was merged from, and when; None if it is of this place."""
     place = path.parent
     if not place.name.startswith(_MERGED):
         return None
     try:
         value = json.loads(read_regular(place / _ORIGIN, 1 << 16))
-        return str(value["source"])[:4000], moment(str(value["merged_at"]))
+        return _origin(str(value["source"]), moment(str(value["merged_at"])))
     except (DataError, ValueError, KeyError, TypeError, RecursionError):
-        # The folder's name alone says that it was merged.
-        return place.name, datetime.fromtimestamp(place.stat().st_mtime, UTC)
+        return place.name  # the folder's name alone says that it was merged
+
+
+def _origin(source: str, merged_at: datetime) -> str:
+    return f"{limits.shortened(source, 4000)}, merged {merged_at:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def path_of(folder: Path, stored: Stored) -> Path:
@@ -173,10 +176,7 @@ def read(path: Path) -> Stored:
     StoreError
         If it cannot be read here: another user's, or of a later format.
     """
-    stored = parse(content(path), path)
-    if about := merged(path):
-        return dataclasses.replace(stored, origin=about[0], arrived_at=about[1])
-    return stored
+    return dataclasses.replace(parse(content(path), path), origin=origin_of(path))
 
 
 def content(path: Path) -> bytes:
@@ -354,7 +354,7 @@ class Staging:
     def read(self, record_id: str) -> Stored:
         """A record that was added, as it will be found after :meth:`commit`."""
         stored = read(self._place / f"{record_id}.json")
-        return dataclasses.replace(stored, origin=self.source, arrived_at=self.merged_at)
+        return dataclasses.replace(stored, origin=_origin(self.source, self.merged_at))
 
     def commit(self) -> None:
         """Let everybody see all of them.

@@ -119,7 +119,7 @@ class Store:
         return taken
 
     def finished(self, cell_hashes: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
-        """The newest run of this place per cell hash that needs no new run (ok or unsupported), as a row of ``records``.
+        """The newest own run per cell hash that needs no new one (ok or unsupported), as a row of ``records``.
 
         The newest is the one that came last, whatever its own clock said. Records that were merged answer nothing:
         anybody can write one under a cell hash that is known.
@@ -143,7 +143,9 @@ class Store:
                 precision
             FROM records
             WHERE cell_hash IN (SELECT unnest(?)) AND status IN ('ok', 'unsupported') AND origin IS NULL
-            QUALIFY row_number() OVER (PARTITION BY cell_hash ORDER BY arrived_at DESC, created_at DESC, run_id DESC) = 1"""
+            QUALIFY row_number() OVER (
+                PARTITION BY cell_hash ORDER BY arrived_at DESC, created_at DESC, run_id DESC
+            ) = 1"""
         with database.reading(self.path, self.timeout_s) as connection:
             found = rows(connection, newest, [list(cell_hashes)])
         return {row["cell_hash"]: row for row in found}
@@ -185,9 +187,8 @@ def unknown(paths: Sequence[Path], known: Mapping[str, str]) -> list[Path]:
 def _one_of(paths: Sequence[Path], sha256: str | None) -> list[Path]:
     """The file of an id that occurs more than once: the one that the database knows, else the first."""
     found = [(path, stored) for path in paths if (stored := readable(path)) is not None]
-    sha256 = next(
-        (stored.sha256 for _, stored in found if stored.sha256 == sha256), found[0][1].sha256 if found else None
-    )
+    if found and all(stored.sha256 != sha256 for _, stored in found):
+        sha256 = found[0][1].sha256
     for path, stored in found:
         if stored.sha256 != sha256:
             LOG.warning("Set aside as %s: %s is there with another content.", records.set_aside(path), stored.id)
