@@ -151,6 +151,16 @@ def _weights_only() -> Iterator[None]:
             os.environ[name] = before
 
 
+def outline(architecture: str) -> nn.Module:
+    """The model's layers without weights: only their kinds count."""
+    import torch
+    from torchvision import models
+
+    with torch.device("meta"):
+        model: nn.Module = models.get_model(architecture, weights=None)
+    return model
+
+
 def random(architecture: str, seed: int, input_shape: tuple[int, ...]) -> nn.Module:
     """The model with random weights from ``seed``, in eval mode; its outputs have a standard deviation of about 1.
 

@@ -102,11 +102,11 @@ class TorchvisionModel(classes.Classification):
 
     def finetuning(self) -> Recipe | None:
         """A careful recipe for pretrained weights, or None where there are no training images or weights."""
-        from harness.tasks import finetuning, imagenet
+        from harness.tasks import finetuning, imagenet, pretrained
 
         if self._random() or imagenet.locate(self.imagenet, "train") is None:
             return None
-        return finetuning.default(self.model(0), batch_size=64)
+        return finetuning.default(pretrained.outline(self.architecture), batch_size=64)
 
     def data(self) -> Mapping[str, Split]:
         """The images of ``train``, every 50th of a class for validation, where there is such a folder."""

@@ -12,9 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from harness.contracts import Batch
 from harness.errors import DataError, Unavailable
+from harness.tasks import splits
 from harness.tasks.idx_dataset import FASHION_MNIST, MNIST, IdxFile
-from harness.tasks.image_data import ImageData, Labelled, held_out, scaled, stratified_split
+from harness.tasks.image_data import ImageSplit, Labelled, stratified_split
+from harness.tasks.splits import ArraySplit
 
 
 @pytest.fixture
@@ -223,68 +226,108 @@ def examples(size: int, channels: int = 1, side: int = 6) -> Labelled:
     )
 
 
+def scaled(pixels):
+    """As scikit-learn and torchvision users scale to [-1, 1], in float32."""
+    return (pixels.astype(np.float32) / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
+
+
+def images(batches):
+    return torch.cat([batch.inputs["input"] for batch in batches])
+
+
+def labels(batches):
+    return torch.cat([batch.targets["label"] for batch in batches])
+
+
 def test_scaling_is_that_of_the_field():
     pixels = np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16)
     exact = (pixels.astype(np.float64) / 255 - 0.5) / 0.5
-    assert np.abs(scaled(pixels, 255) - exact).max() < 1e-7
-    assert scaled(pixels, 255).dtype == np.float32
-    data = ImageData(
-        training=Labelled(images=pixels, labels=np.zeros(1, np.int64)),
-        validating=Labelled(images=pixels, labels=np.zeros(1, np.int64)),
-        maximum=255,
-    )
-    (x, _), (v, _) = next(data.train(1, seed=0)), next(data.validation(1))
-    assert np.array_equal(x.numpy(), scaled(pixels, 255))
-    assert torch.equal(x, v)
+    split = ImageSplit(examples=Labelled(images=pixels, labels=np.zeros(1, np.int64)), maximum=255)
+    x = images(split.batches(1))
+    assert x.dtype == torch.float32
+    assert np.abs(x.numpy() - exact).max() < 1e-7
+    assert np.array_equal(x.numpy(), scaled(pixels))
 
 
 def test_a_pass_visits_every_example_once_and_keeps_the_short_batch():
-    data = ImageData(training=examples(25), validating=examples(5), maximum=255, pad=1, flip=True)
-    parts = [y for _, y in data.train(8, seed=1)]
+    split = ImageSplit(examples=examples(25), maximum=255, pad=1, flip=True)
+    parts = [batch.targets["label"] for batch in split.batches(8, seed=1, augment=True)]
     assert [len(part) for part in parts] == [8, 8, 8, 1]
     order = torch.cat(parts)
     assert sorted(order.tolist()) == list(range(25))
     assert order.tolist() != list(range(25))
-    assert torch.cat([y for _, y in data.train(8, seed=1, shuffle=False)]).tolist() == list(range(25))
+    assert labels(split.batches(8)).tolist() == list(range(25))
 
 
 def test_order_and_augmentation_depend_on_the_seed_alone():
-    data = ImageData(training=examples(25), validating=examples(5), maximum=255, pad=2, flip=True)
+    split = ImageSplit(examples=examples(25), maximum=255, pad=2, flip=True)
     torch.manual_seed(0)
-    first = torch.cat([x for x, _ in data.train(8, seed=1)])
+    first = images(split.batches(8, seed=1, augment=True))
     torch.manual_seed(1)
-    assert torch.equal(first, torch.cat([x for x, _ in data.train(8, seed=1)]))
-    assert torch.equal(first, torch.cat([x for x, _ in data.train(25, seed=1)]))
-    assert not torch.equal(first, torch.cat([x for x, _ in data.train(8, seed=2)]))
+    assert torch.equal(first, images(split.batches(8, seed=1, augment=True)))
+    assert torch.equal(first, images(split.batches(25, seed=1, augment=True)))
+    assert not torch.equal(first, images(split.batches(8, seed=2, augment=True)))
+
+
+def test_orders_and_crops_are_those_of_older_versions():
+    """Trained baselines depend on every bit of them."""
+    split = ImageSplit(examples=examples(25), maximum=255, pad=2, flip=True)
+    found = hashlib.sha256()
+    for batch in split.batches(8, seed=1, augment=True):
+        found.update(batch.inputs["input"].numpy().tobytes() + batch.targets["label"].numpy().tobytes())
+    assert found.hexdigest() == "7dd5e699f091f85f9fd64449b1d914aa9ab260255d7928b19152e918c94ce7fe"
 
 
 def test_augmentation_is_every_crop_of_the_padded_image_and_its_mirror_equally_often():
     source = examples(1)
     many = Labelled(images=source.images.repeat(9000, 0), labels=np.zeros(9000, np.int64))
-    data = ImageData(training=many, validating=many, maximum=255, pad=1, flip=True)
+    split = ImageSplit(examples=many, maximum=255, pad=1, flip=True)
     padded = np.pad(source.images[0, 0], 1)
     crops = [padded[y : y + 6, x : x + 6] for y in range(3) for x in range(3)]
-    variants = {scaled(crop, 255).tobytes(): i for i, crop in enumerate([*crops, *(c[:, ::-1] for c in crops)])}
+    variants = {scaled(crop).tobytes(): i for i, crop in enumerate([*crops, *(c[:, ::-1] for c in crops)])}
     assert len(variants) == 18
-    (x, _), *_ = data.train(9000, seed=0)
+    x = images(split.batches(9000, seed=0, augment=True))
     counts = np.bincount([variants[np.ascontiguousarray(image).tobytes()] for image in x[:, 0].numpy()], minlength=18)
     assert stats.chisquare(counts).pvalue > 0.01
 
 
 def test_augmentation_off_gives_the_images_themselves():
-    data = ImageData(training=examples(9), validating=examples(9), maximum=255, pad=2, flip=True)
-    (x, y), *_ = data.train(9, seed=0, shuffle=False, augment=False)
-    assert np.array_equal(x.numpy(), scaled(data.training.images, 255))
-    assert y.tolist() == list(range(9))
+    split = ImageSplit(examples=examples(9), maximum=255, pad=2, flip=True)
+    assert np.array_equal(images(split.batches(9)).numpy(), scaled(split.examples.images))
+    assert labels(split.batches(9)).tolist() == list(range(9))
 
 
-def test_the_test_set_keeps_its_order_whatever_the_batch():
-    test = held_out(examples(7), 255)
-    whole = np.concatenate([x for x, _ in test.batches(7)])
-    assert np.array_equal(whole, np.concatenate([x for x, _ in test.batches(3)]))
-    assert np.concatenate([y for _, y in test.batches(2)]).tolist() == list(range(7))
-    assert test.size == 7
-    assert whole.dtype == np.float32
+def test_a_split_keeps_its_order_and_identity_whatever_the_batch():
+    split = ImageSplit(examples=examples(7), maximum=255)
+    whole = images(split.batches(7))
+    assert torch.equal(whole, images(split.batches(3)))
+    assert labels(split.batches(2)).tolist() == list(range(7))
+    assert split.size == 7
+    same = ArraySplit(inputs={"input": whole}, targets={"label": torch.arange(7)})
+    assert same.identity == split.identity == splits.identity(split.batches(2))
+    other = ArraySplit(inputs={"input": whole.flip(0)}, targets={"label": torch.arange(7)})
+    assert other.identity != split.identity
+    assert ArraySplit(inputs={"x": whole}, targets={"label": torch.arange(7)}).identity != split.identity
+
+
+def test_arrays_are_shuffled_by_the_seed_and_kept_in_order_without():
+    split = ArraySplit(inputs={"a": torch.arange(20.0), "b": torch.arange(20)}, targets={"label": torch.arange(20)})
+    batches = list(split.batches(6, seed=3))
+    assert [len(batch) for batch in batches] == [6, 6, 6, 2]
+    assert all(torch.equal(batch.inputs["a"].long(), batch.targets["label"]) for batch in batches)
+    assert torch.cat([batch.inputs["b"] for batch in split.batches(6)]).tolist() == list(range(20))
+    assert torch.cat([batch.inputs["b"] for batch in batches]).tolist() != list(range(20))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 5), st.integers(2, 3)), min_size=1, max_size=8), st.integers(1, 7))
+def test_batches_are_cut_and_joined_and_never_mix_shapes(parts, size):
+    numbers = iter(range(1000))
+    given_ = [Batch(inputs={"x": torch.tensor([[next(numbers)] * width for _ in range(n)])}) for n, width in parts]
+    found = list(splits.rebatch(given_, size))
+    rows = [row for batch in given_ for row in batch.inputs["x"].tolist()]
+    assert [row for batch in found for row in batch.inputs["x"].tolist()] == rows
+    assert all(len(batch) <= size for batch in found)
 
 
 def test_mnist_is_found_where_torchvision_puts_it_and_never_taken_for_fashion_mnist(tiny, home, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from harness import tasks
 from harness.contracts import Task
-from harness.errors import DataError, InputError, SpecError, UnknownName
+from harness.errors import DataError, InputError, SpecError, Unavailable, UnknownName
 from harness.tasks import imagenet, models, pretrained, torchvision_models
 from harness.tasks.idx_dataset import FASHION_MNIST
 from harness.training import SGDTrainer, evaluate
@@ -124,28 +124,49 @@ def test_families_that_exporters_and_pruners_must_cope_with_are_there():
     assert sum(node.target is nn.functional.scaled_dot_product_attention for node in traced.graph.nodes) == 4
 
 
+def inputs(batches):
+    return torch.cat([batch.inputs["input"] for batch in batches])
+
+
+def labels(batches):
+    return torch.cat([batch.targets["label"] for batch in batches])
+
+
+def no_test(task) -> str:
+    """Why there is nothing to score."""
+    with pytest.raises(Unavailable) as caught:
+        task.test()
+    return str(caught.value)
+
+
 def test_the_digits_are_split_in_proportion_without_overlap():
     task = tasks.create("digits-cnn", {})
-    data, test = task.data(), task.test()
-    assert (data.train_size, data.validation_size, test.size) == (1258, 180, 359)
-    train = torch.cat([x for x, _ in data.train(500, seed=0, shuffle=False, augment=False)])
-    rest = [torch.cat([x for x, _ in data.validation(500)]), torch.from_numpy(next(test.batches(359))[0])]
-    rows = {x.numpy().tobytes() for part in (train, *rest) for x in part}
+    parts = {**task.data(), "test": task.test()}
+    assert {name: split.size for name, split in parts.items()} == {"train": 1258, "validation": 180, "test": 359}
+    rows = {x.tobytes() for split in parts.values() for x in inputs(split.batches(500)).numpy()}
     from sklearn.datasets import load_digits
 
     pixels = (load_digits().images[:, None].astype(np.float32) / 16 - 0.5) / 0.5
     assert rows == {x.tobytes() for x in pixels}
+    train = inputs(parts["train"].batches(500))
     assert train.min() == -1
     assert train.max() == 1
-    assert task.dataset_hash() == task.dataset_hash()
+    assert task.dataset_hash() == "65e5b4619795efb40c1082f4c350c049e4ad552200d369b6ae99e21eef5e72c5"
+
+
+def trained(task) -> tuple[nn.Module, float]:
+    """The baseline, and its score on the test set."""
+    model = task.model(0)
+    trainer = SGDTrainer(data=task.data(), signature=task.signature, loss=task.loss, metrics=task.metrics, seed=0)
+    trainer(model, task.recipe())
+    (score,) = evaluate(model, task.test().batches(100), task.signature, task.metrics[:1]).values()
+    return model, score
 
 
 def test_the_digits_baseline_reaches_97_percent():
     task = tasks.create("digits-cnn", {"epochs": 5})
-    model = task.model(0)
-    SGDTrainer(data=task.data(), seed=0, threads=2)(model, task.recipe())
-    correct, n = evaluate(model, task.test().batches(100))
-    assert correct / n >= 0.97
+    assert task.finetuning() == task.recipe()
+    assert trained(task)[1] >= 0.97
 
 
 @pytest.mark.skipif(not FASHION_MNIST.system.is_dir(), reason="needs Debian's package dataset-fashion-mnist")
@@ -153,16 +174,16 @@ def test_fashion_mnist_parts():
     task = tasks.create("fashion-mnist/lenet-300-100", {"train_examples": 5000, "epochs": 1})
     assert task.unavailable() is None
     assert task.recipe().epochs == 1
-    data, test = task.data(), task.test()
-    assert (data.train_size, data.validation_size, test.size) == (5000, 5000, 10000)
-    assert torch.bincount(torch.cat([y for _, y in data.train(5000, seed=0)])).tolist() == [500] * 10
-    (x, y), *_ = test.batches(10000)
-    assert x.shape == (10000, 1, 28, 28)
-    assert x.min() == -1
-    assert x.max() == 1
-    assert np.bincount(y).tolist() == [1000] * 10
-    seen = {image.numpy().tobytes() for image in next(data.train(5000, seed=0, augment=False))[0]}
-    held = {image.numpy().tobytes() for image in next(data.validation(5000))[0]}
+    train, validation, test = *task.data().values(), task.test()
+    assert (train.size, validation.size, test.size) == (5000, 5000, 10000)
+    assert torch.bincount(labels(train.batches(5000, seed=0))).tolist() == [500] * 10
+    (batch,) = test.batches(10000)
+    assert batch.inputs["input"].shape == (10000, 1, 28, 28)
+    assert batch.inputs["input"].min() == -1
+    assert batch.inputs["input"].max() == 1
+    assert torch.bincount(batch.targets["label"]).tolist() == [1000] * 10
+    seen = {image.tobytes() for image in inputs(train.batches(5000, seed=0)).numpy()}
+    held = {image.tobytes() for image in inputs(validation.batches(5000)).numpy()}
     assert len(seen & held) < 5  # the data set has a few identical images
     assert task.dataset_hash() == FASHION_MNIST.digest()
 
@@ -198,11 +219,11 @@ def no_network(monkeypatch, tmp_path):
 @pytest.mark.parametrize("architecture", ["mobilenet_v3_small", "shufflenet_v2_x0_5"])
 def test_random_weights_have_a_reason_and_lively_outputs(no_network, architecture):
     task = tasks.create(f"torchvision/{architecture}", {})
-    assert "random" in task.no_accuracy_reason()
-    assert "no network" in task.no_accuracy_reason()
-    assert str(no_network) in task.no_accuracy_reason()
-    assert (task.test(), task.data(), task.dataset_hash(), task.recipe()) == (None, None, None, None)
-    assert task.input_shape == (3, 224, 224)
+    for part in ("random", "no network", str(no_network)):
+        assert part in no_test(task)
+    assert task.notes() == (no_test(task),)
+    assert (task.data(), task.dataset_hash(), task.recipe(), task.finetuning()) == ({}, None, None, None)
+    assert task.signature.inputs[0].shape == (3, 224, 224)
     model = task.model(1)
     x = torch.randn(3, 3, 224, 224, generator=torch.Generator().manual_seed(8))
     with torch.no_grad():
@@ -212,7 +233,7 @@ def test_random_weights_have_a_reason_and_lively_outputs(no_network, architectur
     assert 0.3 < y.std() < 5
     assert (y[0] - y[1]).std() > 0.05
     assert torch.equal(y, again)
-    assert "random (weights is None)" in tasks.create(task.name, {"weights": None}).no_accuracy_reason()
+    assert "random (weights is None)" in no_test(tasks.create(task.name, {"weights": None}))
 
 
 def test_weights_in_the_cache_are_loaded_and_checked(no_network):
@@ -225,7 +246,7 @@ def test_weights_in_the_cache_are_loaded_and_checked(no_network):
     torch.save(source.state_dict(), path)
     task = tasks.create("torchvision/shufflenet_v2_x0_5", {})
     with pytest.raises(DataError, match="truncated or altered"):
-        task.no_accuracy_reason()
+        task.test()
 
 
 def test_weights_are_read_as_data_never_unpickled(no_network, monkeypatch, tmp_path):
@@ -256,14 +277,14 @@ def test_pretrained_weights_are_those_of_the_file(no_network, monkeypatch):
     torch.save(source.state_dict(), path)
     monkeypatch.setattr(pretrained, "_prefix", lambda path: hashlib.sha256(path.read_bytes()).hexdigest()[:8])
     task = tasks.create("torchvision/shufflenet_v2_x0_5", {})
-    assert "There is no ImageNet folder" in task.no_accuracy_reason()
+    assert "There is no ImageNet folder" in no_test(task)
     loaded = task.model(0).state_dict()
     assert all(torch.equal(value, loaded[key]) for key, value in source.state_dict().items())
 
 
 def test_unknown_weights_are_refused(no_network):
     with pytest.raises(InputError, match=r"no weights 'IMAGENET1K_V3'. Did you mean 'IMAGENET1K_V1'"):
-        tasks.create("torchvision/resnet18", {"weights": "IMAGENET1K_V3"}).no_accuracy_reason()
+        tasks.create("torchvision/resnet18", {"weights": "IMAGENET1K_V3"}).test()
 
 
 @pytest.fixture
@@ -285,21 +306,22 @@ def picture_folder(tmp_path) -> Path:
 def test_imagenet_is_read_in_class_order_with_the_weights_transform(picture_folder, no_network, monkeypatch):
     monkeypatch.setattr(pretrained, "missing", lambda architecture, weights: None)
     task = tasks.create("torchvision/resnet18", {"imagenet": str(picture_folder), "examples": 11})
-    assert task.no_accuracy_reason() is None
+    assert task.notes() == ()
     test = task.test()
-    labels = np.concatenate([y for _, y in test.batches(4)])
     assert test.size == 11
-    assert labels.tolist() == [2] + [500] * 10
-    (x, _), *_ = test.batches(1)
+    assert labels(test.batches(4)).tolist() == [2] + [500] * 10
+    x = next(test.batches(1)).inputs["input"]
     assert x.shape == (1, 3, 224, 224)
     expected = (np.array([2, 0, 30]) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
-    assert x[0, :, 100, 100] == pytest.approx(expected, abs=1e-5)
-    data = task.data()
-    assert (data.train_size, data.validation_size) == (64, 2)
-    assert sorted(torch.cat([y for _, y in data.train(7, seed=0)]).tolist()) == [2] * 3 + [500] * 59 + [999] * 2
+    assert x[0, :, 100, 100].tolist() == pytest.approx(expected.tolist(), abs=1e-5)
+    train, validation = task.data().values()
+    assert (train.size, validation.size) == (64, 2)
+    assert sorted(labels(train.batches(7, seed=0, augment=True)).tolist()) == [2] * 3 + [500] * 59 + [999] * 2
+    assert task.finetuning().optimizer == "sgd"
 
     before = task.dataset_hash()
     assert before == task.dataset_hash()
+    assert len({before, test.identity, train.identity, validation.identity}) == 4
     next(iter((picture_folder / "val" / "n00000002").iterdir())).write_bytes(b"altered")
     assert task.dataset_hash() != before
     with pytest.raises(DataError, match=r"n00000002.*cannot be read as an image"):
