@@ -235,11 +235,15 @@ def quantize_symmetric(values: Tensor, scale: Tensor, limit: int, dtype: torch.d
 
 
 class _QuantizedLayer(nn.Module):
-    """Stored integers of a layer with a weight and perhaps a bias; output channels are axis 0 of both."""
+    """Stored integers of a layer with a weight and perhaps a bias; output channels are axis 0 of both.
 
-    weight: Tensor
+    ``weight`` and ``bias`` are the float tensors that the stored ones stand for, so that a forward pass that reads them
+    (for their type, their shape, their norm) goes on as before.
+    """
+
+    stored_weight: Tensor
     weight_scale: Tensor
-    bias: Tensor | None
+    stored_bias: Tensor | None
     bias_scale: Tensor | None
 
     def _store(self, weight: Tensor, bias: Tensor | None, input_scale: Tensor, scheme: Scheme) -> None:
@@ -251,30 +255,40 @@ class _QuantizedLayer(nn.Module):
             else None
         )
         scale = weight_scale(weight, scheme.weight_per_channel, floor)
-        self.register_buffer("weight", quantize_symmetric(weight, scale, WEIGHT_LIMIT, torch.int8))
+        self.register_buffer("stored_weight", quantize_symmetric(weight, scale, WEIGHT_LIMIT, torch.int8))
         self.register_buffer("weight_scale", scale)
         if bias is None:
-            self.register_buffer("bias", None)
+            self.register_buffer("stored_bias", None)
             self.register_buffer("bias_scale", None)
         elif quantized_bias:
             bias_scale = input_scale.to(torch.float32) * scale  # in float32, as runtimes check it
-            self.register_buffer("bias", quantize_symmetric(bias, bias_scale, 2**31 - 1, torch.int32))
+            self.register_buffer("stored_bias", quantize_symmetric(bias, bias_scale, 2**31 - 1, torch.int32))
             self.register_buffer("bias_scale", bias_scale)
         else:
-            self.register_buffer("bias", bias.detach().to(torch.float32).clone())
+            self.register_buffer("stored_bias", bias.detach().to(torch.float32).clone())
             self.register_buffer("bias_scale", None)
 
     def float_weight(self) -> Tensor:
-        """The weights that the stored integers stand for: float32, shape of ``weight``."""
-        weight: Tensor = dequantize(self.weight, self.weight_scale)
+        """The weights that the stored integers stand for: float32, shape of ``stored_weight``."""
+        weight: Tensor = dequantize(self.stored_weight, self.weight_scale)
         return weight
 
     def float_bias(self) -> Tensor | None:
         """The bias that is stored: float32, shape (out,), or None."""
-        if self.bias is None or self.bias_scale is None:
-            return self.bias
-        bias: Tensor = dequantize(self.bias, self.bias_scale)
+        if self.stored_bias is None or self.bias_scale is None:
+            return self.stored_bias
+        bias: Tensor = dequantize(self.stored_bias, self.bias_scale)
         return bias
+
+    @property
+    def weight(self) -> Tensor:
+        """See :meth:`float_weight`."""
+        return self.float_weight()
+
+    @property
+    def bias(self) -> Tensor | None:
+        """See :meth:`float_bias`."""
+        return self.float_bias()
 
 
 class QuantizedConv2d(_QuantizedLayer):
@@ -312,7 +326,7 @@ class QuantizedConv2d(_QuantizedLayer):
         """Shape of the layer."""
         return (
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
-            f"padding={self.padding}, groups={self.groups}, bias={self.bias is not None}"
+            f"padding={self.padding}, groups={self.groups}, bias={self.stored_bias is not None}"
         )
 
 
@@ -340,13 +354,13 @@ class QuantizedLinear(_QuantizedLayer):
 
     def extra_repr(self) -> str:
         """Shape of the layer."""
-        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"
+        return f"{self.in_features}, {self.out_features}, bias={self.stored_bias is not None}"
 
 
 def quantized_parameters(model: nn.Module) -> Iterator[Tensor]:
     """Yield the weights and biases that quantized layers hold as buffers, layer by layer."""
     for module in model.modules():
         if isinstance(module, _QuantizedLayer):
-            yield module.weight
-            if module.bias is not None:
-                yield module.bias
+            yield module.stored_weight
+            if module.stored_bias is not None:
+                yield module.stored_bias

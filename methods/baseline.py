@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
@@ -17,12 +17,6 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Baseline:
     """Return a copy of the model; the reference of every ratio and difference."""
-
-    uses_scheme: ClassVar[bool] = False
-
-    def unsupported(self, model: nn.Module, context: Context) -> str | None:  # noqa: ARG002 (the contract's signature)
-        """Nothing is unsupported."""
-        return None
 
     def compress(self, model: nn.Module, context: Context) -> nn.Module:  # noqa: ARG002 (the contract's signature)
         """Return a deep copy of ``model``."""

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from harness.errors import Unsupported
-from methods.layers import masks
 from methods.layers.masks import MaskedTraining, Masks
 from methods.layers.prunable import prunable_weights
+from methods.layers.training import training
 
 if TYPE_CHECKING:
     from torch import nn
@@ -49,19 +49,9 @@ class Finetune:
         Whether the weights of convolutions and linear layers that are exactly zero stay zero.
     """
 
-    uses_scheme: ClassVar[bool] = False
-
     epochs: Annotated[int, Field(ge=1)] = 1
     lr_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
     keep_zeros: bool = True
-
-    def unsupported(self, model: nn.Module, context: Context) -> str | None:
-        """A reason: nothing to train on, or no parameter that could be trained."""
-        if reason := masks.untrainable(context, f"epochs={self.epochs}"):
-            return reason
-        if not any(parameter.requires_grad for parameter in model.parameters()):
-            return "the model has no parameter that can be trained"
-        return None
 
     def compress(self, model: nn.Module, context: Context) -> nn.Module:
         """Return a trained copy of ``model``.
@@ -69,14 +59,13 @@ class Finetune:
         Raises
         ------
         Unsupported
-            See :meth:`unsupported`.
+            If there is nothing to train on, or no parameter that could be trained.
         """
-        if reason := self.unsupported(model, context):
-            raise Unsupported(reason)
+        recipe = training(context, f"epochs={self.epochs}").recipe.finetune(self.epochs, self.lr_scale)
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise Unsupported("the model has no parameter that can be trained")
         tuned = copy.deepcopy(model)
-        if context.recipe:
-            recipe = context.recipe.finetune(self.epochs, self.lr_scale)
-            MaskedTraining(masks=self._masks(tuned))(tuned, context, recipe)
+        MaskedTraining(masks=self._masks(tuned))(tuned, context, recipe)
         return tuned
 
     def _masks(self, model: nn.Module) -> Masks:

@@ -1,21 +1,44 @@
-"""Two small networks trained on digits, on which the contract suite runs every method and runtime."""
+"""Reference networks: small, trained within seconds, and unlike one another in what they take, give and are scored by.
+
+================  ==================================  ==========================  ================
+name              takes                               gives                       scored by
+================  ==================================  ==========================  ================
+``perceptron``    an image of a digit                 scores of ten classes       accuracy
+``residual``      the same                            the same                    accuracy
+``tokens``        token ids, and a mask of padding    scores of the next tokens   perplexity
+``denoiser``      a noisy image                       an image                    PSNR
+================  ==================================  ==========================  ================
+"""
 
 from __future__ import annotations
 
+import copy
 import functools
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness.contracts import Data
+from harness.contracts import Batch, Context, Loss, Metric, Port, Recipe, Signature, Split, Training
+from harness.losses import CrossEntropy, MeanSquaredError, TokenCrossEntropy
+from harness.metrics import create
+from harness.tasks.classes import signature as classes
 from harness.tasks.digits import Digits
-from harness.training import Recipe, SGDTrainer
+from harness.tasks.splits import ArraySplit
+from harness.training import SGDTrainer
+
+if TYPE_CHECKING:
+    from harness.contracts import Tensors
 
 SHAPE = (1, 8, 8)
 CLASSES = 10
+VOCABULARY = 16
+TOKENS = 12
 
 
 class Perceptron(nn.Module):
@@ -35,7 +58,7 @@ class Perceptron(nn.Module):
 
 
 class Residual(nn.Module):
-    """A stem, one residual block with batch normalisation, global average pooling and a linear layer."""
+    """A stem, one residual block with batch normalisation, pooling and a linear layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,47 +80,247 @@ class Residual(nn.Module):
         return out
 
 
+class Attention(nn.Module):
+    """Causal attention of two heads over tokens that are not padding."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, hidden: Tensor) -> Tensor:
+        """(n, tokens, width) to the same; ``hidden`` (n, 1, tokens, tokens) is True where nothing may be seen."""
+        q, k, v = (
+            part(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.query, self.key, self.value)
+        )
+        scores = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).masked_fill(hidden, -1e4)
+        out: Tensor = self.out((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+        return out
+
+
+class TokenModel(nn.Module):
+    """One transformer block over 16 tokens: ids and a mask in, scores of the next token out."""
+
+    def __init__(self, width: int = 32, heads: int = 2) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(VOCABULARY, width)
+        self.place = nn.Embedding(64, width)
+        self.norm1 = nn.LayerNorm(width)
+        self.attention = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width)
+        self.up = nn.Linear(width, 48)
+        self.down = nn.Linear(48, width)
+        self.head = nn.Linear(width, VOCABULARY)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Scores (n, tokens, 16) of ids (n, tokens); the mask is 1 where there is a token and 0 in the padding."""
+        places = torch.arange(ids.shape[1], device=ids.device)
+        hidden = (places[None, :] > places[:, None])[None, None] | (mask == 0)[:, None, None, :]
+        x = self.embed(ids) + self.place(places)
+        x = x + self.attention(self.norm1(x), hidden)
+        x = x + self.down(F.relu(self.up(self.norm2(x))))
+        out: Tensor = self.head(x)
+        return out
+
+
+class Denoiser(nn.Module):
+    """Three convolutions that find the noise of an image, and take it away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 16, 3, padding=1)
+        self.conv2 = nn.Conv2d(16, 16, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(16)
+        self.conv3 = nn.Conv2d(16, 1, 3, padding=1)
+
+    def forward(self, noisy: Tensor) -> Tensor:
+        """Images (n, 1, 8, 8) of noisy ones."""
+        found = F.relu(self.norm(self.conv2(F.relu(self.conv1(noisy)))))
+        out: Tensor = noisy - self.conv3(found)
+        return out
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """A trained network with the data and the recipe that trained it.
+    """A trained network with the data, the loss and the recipe that trained it.
 
     Parameters
     ----------
+    name : str
+        See the module.
     model : nn.Module
         In eval mode. Shared between checks: nobody may change it.
-    data : Data
-        Digits.
+    signature : Signature
+        What it takes and gives.
+    data : mapping
+        "train" and "validation".
+    loss : Loss
+        What training minimises.
+    metric : Metric
+        What it is scored by.
     recipe : Recipe
         Of its training.
     fresh : callable
         Returns the network as its training began.
     """
 
+    name: str
     model: nn.Module
-    data: Data
+    signature: Signature
+    data: Mapping[str, Split]
+    loss: Loss
+    metric: Metric
     recipe: Recipe
     fresh: Callable[[], nn.Module]
 
-    def images(self, count: int) -> Tensor:
-        """The first ``count`` validation images, float32 (count, 1, 8, 8)."""
-        return next(iter(self.data.validation(count)))[0]
+    def inputs(self, count: int) -> Tensors:
+        """The inputs of the first ``count`` validation examples."""
+        return next(iter(self.data["validation"].batches(count))).inputs
+
+    def context(self, **changes: Any) -> Context:
+        """What a task about this network hands to a method; ``changes`` replace what is named."""
+        return context(
+            signature=self.signature,
+            data=self.data,
+            loss=self.loss,
+            metrics=(self.metric,),
+            recipe=self.recipe,
+            fresh=self.fresh,
+            original=lambda: copy.deepcopy(self.model),
+            **changes,
+        )
 
 
-_NETWORKS: dict[str, Callable[[], nn.Module]] = {"perceptron": Perceptron, "residual": Residual}
+def context(
+    *,
+    signature: Signature,
+    data: Mapping[str, Split] | None = None,
+    loss: Loss | None = None,
+    recipe: Recipe | None = None,
+    fresh: Callable[[], nn.Module] | None = None,
+    **changes: Any,
+) -> Context:
+    """A method's context: training with ``recipe`` where there are training data, of one thread and seed 0.
+
+    Parameters
+    ----------
+    signature, data, loss
+        See :class:`harness.contracts.Context`; the loss is cross-entropy where none is given.
+    recipe : Recipe, optional
+        Of the training; there is none without it.
+    fresh : callable, optional
+        See :class:`harness.contracts.Training`.
+    changes
+        Other fields of the context.
+    """
+    data, loss = data or {}, loss or CrossEntropy()
+    training = None
+    if recipe is not None and "train" in data:
+        fit = SGDTrainer(data=data, signature=signature, loss=loss, seed=changes.get("seed", 0))
+        training = Training(recipe=recipe, fit=fit, fresh=fresh)
+    values: dict[str, Any] = {
+        "seed": 0,
+        "scratch": Path(tempfile.gettempdir()),
+        "training": training,
+        "original": _no_original,
+    }
+    return Context(signature=signature, data=data, loss=loss, **{**values, **changes})
+
+
+def image_signature(shape: tuple[int, ...], count: int = CLASSES) -> Signature:
+    """One float32 "input" of this shape, and an "output" of ``count`` scores."""
+    return classes(shape, count)
+
+
+def _no_original() -> nn.Module:
+    raise AssertionError("this context has no original model")
+
+
+def _digits() -> Mapping[str, Split]:
+    return Digits().data()
+
+
+def _sentences() -> Mapping[str, Split]:
+    """Walks through 16 tokens in which each token has four likely followers; of 5 to 12 tokens, padded with zeros."""
+    generator = torch.Generator().manual_seed(0)
+    likely = torch.rand(VOCABULARY, VOCABULARY, generator=generator) ** 6
+    ids = torch.randint(VOCABULARY, (768, 1), generator=generator)
+    for _ in range(TOKENS - 1):
+        ids = torch.cat([ids, torch.multinomial(likely[ids[:, -1]], 1, generator=generator)], 1)
+    lengths = torch.randint(5, TOKENS + 1, (len(ids), 1), generator=generator)
+    mask = (torch.arange(TOKENS)[None] < lengths).long()
+    whole = Batch(inputs={"ids": ids * mask, "mask": mask}, targets={"label": ids.masked_fill(mask == 0, -100)})
+    return _parted(whole, 640)
+
+
+def _noisy() -> Mapping[str, Split]:
+    """Digits with values in [0, 1], with normal noise of deviation 0.25."""
+    parts: dict[str, Split] = {}
+    generator = torch.Generator().manual_seed(0)
+    for name, split in _digits().items():
+        clean = torch.cat([batch.inputs["input"] for batch in split.batches(500)]) / 2 + 0.5
+        noise = 0.25 * torch.randn(clean.shape, generator=generator)
+        parts[name] = ArraySplit(inputs={"noisy": clean + noise}, targets={"label": clean})
+    return parts
+
+
+def _parted(whole: Batch, first: int) -> Mapping[str, Split]:
+    halves = (whole.map(lambda value: value[:first]), whole.map(lambda value: value[first:]))
+    return {
+        name: ArraySplit(inputs=half.inputs, targets=half.targets)
+        for name, half in zip(("train", "validation"), halves, strict=True)
+    }
+
+
+_TRAINED = Recipe(epochs=4, batch_size=32, lr=0.1, weight_decay=5e-4, augment=False)
+_TEXT = Signature(
+    inputs=(
+        Port(name="ids", shape=("tokens",), dtype="int64", values=VOCABULARY),
+        Port(name="mask", shape=("tokens",), dtype="int64", values=2),
+    ),
+    outputs=(Port(name="output", shape=("tokens", VOCABULARY)),),
+)
+_IMAGE = Signature(inputs=(Port(name="noisy", shape=SHAPE),), outputs=(Port(name="output", shape=SHAPE),))
+_ADAM = Recipe(epochs=4, batch_size=32, lr=0.01, optimizer="adamw", weight_decay=0.01, augment=False)
+
+_Network = tuple[Callable[[], nn.Module], Callable[[], Mapping[str, Split]], Signature, Loss, str, Recipe]
+_NETWORKS: dict[str, _Network] = {
+    "perceptron": (Perceptron, _digits, classes(SHAPE, CLASSES), CrossEntropy(), "accuracy", _TRAINED),
+    "residual": (Residual, _digits, classes(SHAPE, CLASSES), CrossEntropy(), "accuracy", _TRAINED),
+    "tokens": (TokenModel, _sentences, _TEXT, TokenCrossEntropy(), "perplexity", _ADAM),
+    "denoiser": (Denoiser, _noisy, _IMAGE, MeanSquaredError(), "psnr", _ADAM),
+}
 NAMES = tuple(_NETWORKS)
 
 
 @functools.cache
 def reference(name: str) -> Reference:
     """One of the networks :data:`NAMES`, trained once a process (about a second)."""
-    data = Digits().data()
-    recipe = Recipe(epochs=4, batch_size=32, lr=0.1, weight_decay=5e-4, augment=False)
+    make, data, signature, loss, metric, recipe = _NETWORKS[name]
+    splits = data()
 
     def fresh() -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return _NETWORKS[name]()
+            return make()
 
     model = fresh()
-    SGDTrainer(data=data, seed=0)(model, recipe)
-    return Reference(model=model.eval(), data=data, recipe=recipe, fresh=fresh)
+    SGDTrainer(data=splits, signature=signature, loss=loss, seed=0)(model, recipe)
+    return Reference(
+        name=name,
+        model=model.eval(),
+        signature=signature,
+        data=splits,
+        loss=loss,
+        metric=create(metric),
+        recipe=recipe,
+        fresh=fresh,
+    )
+
+
+def references() -> Iterator[Reference]:
+    """All of them."""
+    return map(reference, NAMES)

@@ -1,7 +1,8 @@
-"""Pruning by activations: training examples, and what flows into each layer while the layers before it are pruned."""
+"""What flows into each layer of a network, also while the layers before it are changed."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -10,71 +11,72 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from harness.calling import call, evaluating
 from harness.errors import NotFinite
 from methods.layers.attention import written_out
+from methods.layers.inputs import made_up
 from methods.layers.prunable import PROJECTIONS, Attention, holder, prunable_weights
 
 if TYPE_CHECKING:
-    from harness.contracts import Data
+    from harness.contracts import Context, Signature, Tensors
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d
 """Layers whose inputs can be collected."""
 
-_READ = 500
 _UNFOLDED = 1 << 24
 """Values of unfolded input that are held at once (64 MiB in float32)."""
 
 
-def examples(data: Data, count: int, *, seed: int) -> tuple[Tensor, Tensor]:
-    """Training examples drawn by the seed, not augmented.
-
-    Parameters
-    ----------
-    data : Data
-        The task's.
-    count : int
-        How many; all of them where there are fewer.
-    seed : int
-        Of the draw.
-
-    Returns
-    -------
-    x, y : Tensor
-        Inputs (n, ...) and labels int64 (n,).
-    """
-    inputs, labels, left = [], [], count
-    for x, y in data.train(min(_READ, count), seed=seed, shuffle=True, augment=False):
-        inputs.append(x[:left])
-        labels.append(y[:left])
-        left -= len(x)
-        if left <= 0:
-            break
-    return torch.cat(inputs), torch.cat(labels)
-
-
-def balanced(data: Data, per_class: int, *, seed: int) -> tuple[Tensor, Tensor]:
-    """As :func:`examples`, class by class, with ``per_class`` of every class (all of a class that has fewer)."""
-    chosen: dict[int, list[Tensor]] = {}
-    for x, y in data.train(_READ, seed=seed, shuffle=True, augment=False):
-        for label in sorted(set(y.tolist())):
-            held = chosen.setdefault(label, [])
-            held.extend(x[y == label][: per_class - len(held)])
-    classes = sorted(chosen)
-    labels = torch.cat([torch.full((len(chosen[label]),), label) for label in classes])
-    return torch.stack([value for label in classes for value in chosen[label]]), labels
-
-
 def visit(
     model: nn.Module,
-    x: Tensor,
+    inputs: Tensors,
+    signature: Signature,
     treat: Callable[[str, Layer, Tensor], None],
     passed: Callable[[str, str], object] = lambda name, reason: None,
 ) -> None:
-    """Run ``x`` through ``model`` once and hand every layer's input to ``treat`` before the layer computes.
+    """Run ``model`` once and hand every layer's input to ``treat`` before the layer computes.
 
     ``treat`` may change the layer's weight in place: the layers after it then see what the changed one puts out. A
     layer or a tied weight that is used several times is treated at its first use. The model runs in evaluation mode,
     without gradients, and its mode is restored.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Run on all of ``inputs`` at once.
+    inputs : Tensors
+        One batch.
+    signature : Signature
+        How the model is called.
+    treat, passed : callable
+        See :func:`walk`.
+
+    Raises
+    ------
+    NotFinite
+        If an input of a layer holds NaN or infinity.
+    """
+    done: set[str] = set()
+
+    def see(name: str, layer: Layer, value: Tensor) -> None:
+        if name in done:
+            return
+        done.add(name)
+        if not bool(torch.isfinite(value).all()):
+            raise NotFinite(f"The input of layer {name!r} holds NaN or infinity on the calibration examples.")
+        treat(name, layer, value)
+
+    with walk(model, see, passed) as running:
+        call(running, inputs, signature)
+
+
+@contextlib.contextmanager
+def walk(
+    model: nn.Module,
+    see: Callable[[str, Layer, Tensor], None],
+    passed: Callable[[str, str], object] = lambda name, reason: None,
+) -> Iterator[nn.Module]:
+    """Show ``see`` every input of every layer while the model runs, in evaluation mode and without gradients.
 
     Attention modules run in a form that calls their projections as layers (:func:`written_out`). The input projections
     of ``nn.MultiheadAttention`` come as a linear layer that holds the module's own weight.
@@ -82,34 +84,24 @@ def visit(
     Parameters
     ----------
     model : nn.Module
-        Run on all of ``x`` at once.
-    x : Tensor
-        Inputs (n, ...).
-    treat : callable
-        ``treat(name, layer, input)``, named as in :func:`methods.layers.prunable.prunable_weights`.
+        Its mode is restored.
+    see : callable
+        ``see(name, layer, input)`` before the layer computes, named as in
+        :func:`methods.layers.prunable.prunable_weights`.
     passed : callable, optional
         ``passed(name, reason)`` for a weight of attention that is used with inputs that are not one layer's.
 
-    Raises
+    Yields
     ------
-    NotFinite
-        If an input of a layer holds NaN or infinity.
+    nn.Module
+        What is to be called.
     """
     names = {id(weight): name for name, weight in prunable_weights(model).items()}
-    done: set[str] = set()
 
-    def see(layer: nn.Module, value: Tensor) -> None:
-        name = names[id(layer.weight)]
-        if name in done or not isinstance(layer, Layer):
-            return
-        done.add(name)
-        if not bool(torch.isfinite(value).all()):
-            raise NotFinite(f"The input of layer {name!r} holds NaN or infinity on the calibration examples.")
-        treat(name, layer, value)
-
-    def before(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        if args:
-            see(module, args[0])
+    def before(module: nn.Module, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
+        value = args[0] if args else keywords.get("input")
+        if isinstance(module, Layer) and isinstance(value, Tensor):
+            see(names[id(module.weight)], module, value)
 
     def attending(module: nn.Module, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
         inputs = projection_inputs(args, keywords)
@@ -120,24 +112,14 @@ def visit(
             if (value := inputs.get(kind)) is None:
                 passed(names[id(weight)], "its queries, keys and values come from different inputs")
             else:
-                see(projection(weight), value)
+                see(names[id(weight)], projection(weight), value)
 
-    modes = {module: module.training for module in model.modules()}
-    handles = []
-    try:
-        with torch.no_grad(), written_out(model) as running:
-            running.eval()
-            for module in running.modules():
-                if isinstance(module, Layer) and id(module.weight) in names:
-                    handles.append(module.register_forward_pre_hook(before))
-                elif isinstance(module, Attention):
-                    handles.append(module.register_forward_pre_hook(attending, with_kwargs=True))
-            running(x)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
+    with written_out(model) as running, evaluating(running), contextlib.ExitStack() as hooks:
+        for module in running.modules():
+            hook = attending if isinstance(module, Attention) else before
+            if hook is attending or (isinstance(module, Layer) and id(module.weight) in names):
+                hooks.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        yield running
 
 
 def projection_inputs(args: tuple[Any, ...], keywords: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -170,14 +152,16 @@ def projection(weight: nn.Parameter) -> nn.Linear:
     return layer
 
 
-def untouched(model: nn.Module, input_shape: tuple[int, ...]) -> dict[str, str]:
+def untouched(model: nn.Module, context: Context) -> dict[str, str]:
     """Why :func:`visit` does not come to some of the prunable layers, by name.
 
-    Found by running a copy of the model on one input of zeros.
+    Found by running a copy of the model on made-up inputs.
     """
     seen: set[str] = set()
     passed: dict[str, str] = {}
-    visit(copy.deepcopy(model), torch.zeros(1, *input_shape), lambda name, layer, x: seen.add(name), passed.setdefault)
+    subject = copy.deepcopy(model)
+    inputs = made_up(subject, context.signature, 2, split=context.data.get("train"))
+    visit(subject, inputs, context.signature, lambda name, layer, x: seen.add(name), passed.setdefault)
     reasons: dict[str, str] = {}
     for name in prunable_weights(model):
         if name in seen:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from harness.calling import plain_attention
+
 
 class HeadAttention(nn.Module):
     """``nn.MultiheadAttention``'s function: multi-head attention (Vaswani et al. 2017, §3.2.2), projections packed.
@@ -254,15 +256,13 @@ def written_out(model: nn.Module) -> Iterator[nn.Module]:
     """
     made = {id(module): _exchanged(module) for module in model.modules()}
     places = [(name, module) for name, module in model.named_modules(remove_duplicate=False) if made[id(module)]]
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
     try:
         for name, module in places:
             if name:
                 model.set_submodule(name, made[id(module)])  # type: ignore[arg-type]  # places has no None
-        yield made[id(model)] or model
+        with plain_attention():
+            yield made[id(model)] or model
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
         for name, module in places:
             if name:
                 model.set_submodule(name, module)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from harness.errors import Unsupported
 from methods.layers.prunable import prunable_weights
+from methods.layers.training import training
 
 if TYPE_CHECKING:
-    from harness.contracts import Context, Step
-    from harness.training import Recipe
+    from harness.contracts import Context, Recipe, Step
 
 Scope = Literal["global", "layer", "erk"]
 Masks = dict[str, Tensor]
@@ -126,48 +126,32 @@ def apply(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
             weights[name].masked_fill_(~mask, 0.0)
 
 
-def emptied(masks: Mapping[str, Tensor], setting: str, remedy: str = "lower it") -> str | None:
-    """The reason where a layer would lose every weight, or None; ``setting`` is what the user wrote."""
-    for name, mask in masks.items():
-        if not mask.any():
-            return f"{setting} would zero all {mask.numel()} weights of layer {name!r}; {remedy}"
-    return None
-
-
-def unaffordable(weights: Mapping[str, Tensor], sparsity: float, scope: Literal["layer", "erk"]) -> str | None:
-    """The reason where a layer's budget of :func:`removals` is all its weights, or None."""
-    for name, lost in removals(weights, sparsity, scope).items():
-        if lost == weights[name].numel():
-            return f"sparsity {sparsity:g} ({scope}) would zero all {lost} weights of layer {name!r}; lower it"
-    return None
-
-
-def untrainable(context: Context, setting: str, *, fresh: bool = False) -> str | None:
-    """The reason where ``setting`` asks for training that the task cannot give, or None.
-
-    ``fresh``: training from initialisation.
-    """
-    if context.trainer is None or context.recipe is None:
-        return f"{setting} needs a task with training data and a training recipe"
-    if fresh and context.fresh is None:
-        return f"{setting} needs a task whose network can be made afresh, untrained"
-    return None
-
-
-def from_scratch(context: Context, epochs: int | None) -> tuple[nn.Module, Recipe]:
-    """The untrained network, and the baseline's recipe with ``epochs`` instead of its own where that is given.
+def refuse_emptied(masks: Mapping[str, Tensor], setting: str, remedy: str = "lower it") -> None:
+    """Check that every layer keeps a weight; ``setting`` is what the user wrote.
 
     Raises
     ------
     Unsupported
-        See :func:`untrainable`.
+        Naming the first layer that would lose them all.
     """
-    if reason := untrainable(context, "training from scratch", fresh=True):
-        raise Unsupported(reason)
-    if context.recipe is None or context.fresh is None:
-        raise AssertionError("untrainable has looked at both")
-    recipe = context.recipe if epochs is None else replace(context.recipe, epochs=epochs)
-    return context.fresh(), recipe
+    for name, mask in masks.items():
+        if not mask.any():
+            raise Unsupported(f"{setting} would zero all {mask.numel()} weights of layer {name!r}; {remedy}")
+
+
+def refuse_unaffordable(weights: Mapping[str, Tensor], sparsity: float, scope: Literal["layer", "erk"]) -> None:
+    """Check that no layer's budget of :func:`removals` is all its weights.
+
+    Raises
+    ------
+    Unsupported
+        Naming the first layer that would lose them all.
+    """
+    for name, lost in removals(weights, sparsity, scope).items():
+        if lost == weights[name].numel():
+            raise Unsupported(
+                f"sparsity {sparsity:g} ({scope}) would zero all {lost} weights of layer {name!r}; lower it"
+            )
 
 
 def forget(optimizer: torch.optim.Optimizer, weight: Tensor, where: Tensor) -> None:
@@ -213,17 +197,15 @@ class MaskedTraining:
         model: nn.Module,
         context: Context,
         recipe: Recipe,
-        loss: Callable[[nn.Module, Tensor, Tensor], Tensor] | None = None,
     ) -> Mapping[str, float]:
         """Train ``model`` in place.
 
         Raises
         ------
         Unsupported
-            If the context has no trainer.
+            If there is nothing to train on.
         """
-        if context.trainer is None:
-            raise Unsupported("training with masks needs a task with training data")
+        fit = training(context, "training with masks").fit
         weights = prunable_weights(model)
         hold = _Hold(weights, self.masks, self.change, self.reads_gradients)
         hooks = [
@@ -233,13 +215,27 @@ class MaskedTraining:
         ]
         apply(weights, self.masks)
         try:
-            metrics = context.trainer(model, recipe, after_step=hold.after_step, loss=loss)
+            metrics = fit(model, recipe, after_step=hold.after_step)
         finally:
             for hook in hooks:
                 hook.remove()
         # A product with zero keeps the sign of what was there, and NaN; -0.0 would be another byte pattern than 0.0.
         apply(weights, self.masks)
         return metrics
+
+
+def finetune(model: nn.Module, kept: Masks, context: Context, epochs: int, lr_scale: float) -> nn.Module:
+    """Fine-tune ``model`` in place with its zeros kept, where ``epochs`` is not 0, and return it.
+
+    Raises
+    ------
+    Unsupported
+        If there is nothing to train on.
+    """
+    if epochs:
+        recipe = training(context, f"finetune_epochs={epochs}").recipe.finetune(epochs, lr_scale)
+        MaskedTraining(masks=kept)(model, context, recipe)
+    return model
 
 
 class _Hold:

@@ -1,4 +1,4 @@
-"""What pruning by activations has in common: its settings, the layers that it reaches, and the fine-tuning after it."""
+"""What pruning by activations has in common: its settings, and the layers that it reaches."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from harness.errors import Unsupported
 from methods.layers.activations import untouched
-from methods.layers.masks import MaskedTraining, Masks
-from methods.layers.prunable import no_weights, prunable_weights
+from methods.layers.prunable import prunable_weights, require_weights, say_unreached
+from methods.layers.training import train_split
 from methods.pruning.n_m import check_pattern, left_dense, misfits
 
 if TYPE_CHECKING:
@@ -38,31 +39,19 @@ def share_of_zeros(sparsity: float | None, n: int | None, m: int | None) -> floa
     return 0.5 if sparsity is None else sparsity
 
 
-def reasons(model: nn.Module, context: Context, m: int | None) -> dict[str, str]:
-    """Why some prunable layers stay dense, by name: their inputs are not seen, or groups of ``m`` do not fit."""
-    return {**(misfits(model, m) if m is not None else {}), **untouched(model, context.input_shape)}
+def left_out(model: nn.Module, context: Context, m: int | None) -> dict[str, str]:
+    """Why some prunable layers stay dense, by name: their inputs are not seen, or groups of ``m`` do not fit.
 
-
-def treatable(model: nn.Module, context: Context, m: int | None) -> list[str]:
-    """Prunable layers that do not stay dense."""
-    left = reasons(model, context, m)
-    return [name for name in prunable_weights(model) if name not in left]
-
-
-def no_calibration(model: nn.Module, context: Context, method: str, m: int | None) -> str | None:
-    """The reason where pruning by activations finds no layer to prune or no data, or None."""
-    if reason := no_weights(prunable_weights(model)):
-        return reason
-    if context.data is None:
-        return f"{method} needs calibration data, and this task has no training data"
-    if not treatable(model, context, m):
-        left = left_dense(reasons(model, context, m)).removeprefix("; left dense: ")
-        return f"{method} finds no layer that it can prune: {left}"
-    return None
-
-
-def finetuned(model: nn.Module, kept: Masks, context: Context, epochs: int, lr_scale: float) -> nn.Module:
-    """Fine-tune ``model`` in place with its zeros kept, where ``epochs`` is not 0, and return it."""
-    if epochs and context.recipe:
-        MaskedTraining(masks=kept)(model, context, context.recipe.finetune(epochs, lr_scale))
-    return model
+    Raises
+    ------
+    Unsupported
+        If there is no layer to prune, with the reasons, or no data.
+    """
+    require_weights(prunable_weights(model))
+    train_split(context)
+    left = {**(misfits(model, m) if m is not None else {}), **untouched(model, context)}
+    weights = {name: weight for name, weight in prunable_weights(model).items() if name not in left}
+    if not weights:
+        raise Unsupported(f"there is no layer that can be pruned: {left_dense(left).removeprefix('; left dense: ')}")
+    say_unreached(model, weights.values(), context)
+    return left

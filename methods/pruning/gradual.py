@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from harness.errors import Unsupported
 from methods.layers import masks
 from methods.layers.masks import MaskedTraining, Masks, Scope
-from methods.layers.prunable import no_weights, prunable_weights
+from methods.layers.prunable import prunable_weights, require_weights, say_unreached
+from methods.layers.training import from_scratch, training
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from harness.contracts import Context, Step
-    from harness.training import Recipe
+    from harness.contracts import Context, Recipe, Step
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -64,8 +63,6 @@ class Gradual:
         Learning rate of the fine-tuning, as a share of the baseline's.
     """
 
-    uses_scheme: ClassVar[bool] = False
-
     sparsity: Annotated[float, Field(ge=0, lt=1)] = 0.5
     initial_sparsity: Annotated[float, Field(ge=0, lt=1)] = 0.0
     begin: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -84,29 +81,21 @@ class Gradual:
             raise ValueError(f"begin {self.begin:g} is after end {self.end:g}")
         return self
 
-    def unsupported(self, model: nn.Module, context: Context) -> str | None:
-        """A reason: no such layer, a layer whose budget is zero, or nothing to train on."""
-        if reason := no_weights(prunable_weights(model)):
-            return reason
-        if reason := masks.untrainable(context, "gradual pruning", fresh=self.from_scratch):
-            return reason
-        if self.scope == "global":
-            return None  # which layer loses what is decided by the training
-        weights = prunable_weights(self._start(model, context)[0])
-        return masks.unaffordable(weights, self.sparsity, self.scope)
-
     def compress(self, model: nn.Module, context: Context) -> nn.Module:
         """Return a trained and pruned network.
 
         Raises
         ------
         Unsupported
-            See :meth:`unsupported`; with scope "global" also if a layer loses every weight on the way.
+            If there is no such layer, a layer would lose every weight (with scope "global" perhaps on the way), or
+            there is nothing to train on.
         """
-        if reason := self.unsupported(model, context):
-            raise Unsupported(reason)
+        require_weights(prunable_weights(model))
         network, recipe = self._start(model, context)
         weights = prunable_weights(network)
+        if self.scope != "global":  # there, which layer loses what is decided by the training
+            masks.refuse_unaffordable(weights, self.sparsity, self.scope)
+        say_unreached(network, weights.values(), context)
         kept = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
         reached = -1.0
 
@@ -117,8 +106,7 @@ class Gradual:
             reached = target
             scores = {name: weight.detach().abs().masked_fill(~into[name], -1.0) for name, weight in weights.items()}
             into.update(masks.keep_highest(scores, target, self.scope))
-            if reason := self._emptied(into):
-                raise Unsupported(reason)
+            masks.refuse_emptied(into, f"sparsity {self.sparsity:g} ({self.scope})")
             return True
 
         def change(step: Step, into: Masks) -> bool:
@@ -148,11 +136,6 @@ class Gradual:
 
     def _start(self, model: nn.Module, context: Context) -> tuple[nn.Module, Recipe]:
         if self.from_scratch:
-            return masks.from_scratch(context, self.epochs)
-        if context.recipe is None:
-            raise AssertionError("unsupported has looked at the recipe")
-        recipe = context.recipe.finetune(self.epochs or context.recipe.epochs, self.finetune_lr_scale)
-        return copy.deepcopy(model), recipe
-
-    def _emptied(self, kept: Masks) -> str | None:
-        return masks.emptied(kept, f"sparsity {self.sparsity:g} ({self.scope})")
+            return from_scratch(context, self.epochs, "from_scratch=True")
+        recipe = training(context).recipe
+        return copy.deepcopy(model), recipe.finetune(self.epochs or max(1, recipe.epochs), self.finetune_lr_scale)

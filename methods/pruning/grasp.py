@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar
+import copy
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
-from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from harness.calling import call
 from harness.errors import Unsupported
 from methods.layers import masks
-from methods.layers.activations import balanced
-from methods.layers.masks import Masks, Scope
+from methods.layers.inputs import balanced
+from methods.layers.masks import Scope
 from methods.layers.prunable import prunable_weights
-from methods.pruning.at_initialisation import emptied, finite, no_start, start, train, training_mode
+from methods.layers.training import train_split
+from methods.pruning.at_initialisation import finite, refuse_emptied, start, train, training_mode
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from harness.contracts import Context
+    from harness.contracts import Batch, Context
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -28,13 +30,14 @@ class Grasp:
     """Remove the connections whose loss lowers the gradient's norm least at initialisation, then train from there.
 
     Removing weight ``w`` changes the squared norm of the gradient, to first order, by a multiple of ``-w * (H g)``,
-    with gradient ``g`` and Hessian ``H`` of the cross-entropy of ``logits / temperature`` over a batch with the same
-    number of examples of every class. The weights for which that is highest are removed: without them more gradient
-    flows, or least is lost. BatchNorm uses the batch's statistics, as in the authors' code; dropout is off.
+    with gradient ``g`` and Hessian ``H`` of the task's loss of ``logits / temperature`` over a batch with the same
+    number of examples of every class (:func:`methods.layers.inputs.balanced`). The weights for which that is highest
+    are removed: without them more gradient flows, or least is lost. BatchNorm uses the batch's statistics, as in the
+    authors' code; dropout is off.
 
     At high sparsity the criterion may take every weight of a layer; that is reported as a reason, not trained.
 
-    The network is the task's own as its training begins (``Context.fresh``), with the task's initialisation. Of the
+    The network is the task's own as its training begins (``Training.fresh``), with the task's initialisation. Of the
     trained model given only the structure is used.
 
     Source: Wang, Zhang and Grosse, "Picking Winning Tickets Before Training by Preserving Gradient Flow", ICLR 2020,
@@ -58,14 +61,12 @@ class Grasp:
         Training examples of every class in the batch, drawn by the seed, not augmented; a class that has fewer gives
         all of its own.
     temperature : float
-        Divides the logits.
+        Divides the logits; 1 suits outputs that are no logits.
     epochs : int, optional
         Of the training after pruning, instead of the recipe's; 0 leaves the network untrained.
     scope : {"global", "layer", "erk"}
         The paper's is "global"; see :func:`methods.layers.masks.keep_highest`.
     """
-
-    uses_scheme: ClassVar[bool] = False
 
     sparsity: Annotated[float, Field(ge=0, lt=1)] = 0.9
     examples_per_class: Annotated[int, Field(gt=0)] = 10
@@ -73,53 +74,39 @@ class Grasp:
     epochs: Annotated[int, Field(ge=0)] | None = None
     scope: Scope = "global"
 
-    def unsupported(self, model: nn.Module, context: Context) -> str | None:
-        """A reason: no such layer, no data or initialisation, or a layer that would lose every weight."""
-        if reason := no_start(model, context, "grasp"):
-            return reason
-        try:
-            kept = self._masks(start(context), context)
-        except Unsupported as error:
-            return str(error)
-        return emptied(kept, "grasp", self.sparsity, self.scope)
-
     def compress(self, model: nn.Module, context: Context) -> nn.Module:
         """Return the task's network, pruned at initialisation and trained.
 
         Raises
         ------
         Unsupported
-            See :meth:`unsupported`.
+            If there is no such layer, no network to train from scratch, an operation without a second derivative, or a
+            layer would lose every weight.
         NotFinite
             If the Hessian-gradient product at initialisation is not finite, or training diverges.
         """
-        if reason := no_start(model, context, "grasp"):
-            raise Unsupported(reason)
-        kept = self._masks(start(context), context)
-        if reason := emptied(kept, "grasp", self.sparsity, self.scope):
-            raise Unsupported(reason)
-        # A second copy: the batch has moved the first one's running statistics.
-        return train(start(context), kept, context, self.epochs)
-
-    def _masks(self, network: nn.Module, context: Context) -> Masks:
-        if context.data is None:
-            raise Unsupported("grasp needs a task with training data")
-        x, y = balanced(context.data, self.examples_per_class, seed=context.seed)
-        flow = gradient_flow(training_mode(network), x, y, self.temperature)
-        return masks.keep_highest(flow, self.sparsity, self.scope)
+        network, recipe = start(model, context, self.epochs)
+        batch = balanced(train_split(context), self.examples_per_class, seed=context.seed)
+        # A copy: the batch moves running statistics.
+        scores = gradient_flow(training_mode(copy.deepcopy(network)), batch, self.temperature, context)
+        kept = masks.keep_highest(scores, self.sparsity, self.scope)
+        refuse_emptied(kept, self.sparsity, self.scope)
+        return train(network, kept, context, recipe)
 
 
-def gradient_flow(network: nn.Module, x: Tensor, y: Tensor, temperature: float) -> dict[str, Tensor]:
+def gradient_flow(network: nn.Module, batch: Batch, temperature: float, context: Context) -> dict[str, Tensor]:
     """``w * (H g)`` of every prunable weight: what keeping it adds to gradient flow (the paper's score, negated).
 
     Parameters
     ----------
     network : nn.Module
         Used in the mode it is in.
-    x, y : Tensor
-        Inputs (n, ...) and labels int64 (n,).
+    batch : Batch
+        Training examples.
     temperature : float
-        Divides the logits.
+        Divides the outputs.
+    context : Context
+        Gives the loss.
 
     Raises
     ------
@@ -132,7 +119,9 @@ def gradient_flow(network: nn.Module, x: Tensor, y: Tensor, temperature: float) 
     parameters = list(weights.values())
     # Attention's fused kernels have no second derivative.
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-        loss = F.cross_entropy(network(x) / temperature, y)
+        outputs = call(network, batch.inputs, context.signature)
+        cooled = {name: out / temperature if out.is_floating_point() else out for name, out in outputs.items()}
+        loss = context.loss(cooled, batch.targets)
         gradients = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
         # H is symmetric, so H g is the gradient of g(w) . g with the second factor held.
         product = torch.stack([(g * g.detach()).sum() for g in gradients]).sum()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from pydantic import ConfigDict, Field
@@ -14,13 +14,13 @@ from pydantic.dataclasses import dataclass
 from harness.errors import Unsupported
 from methods.layers import masks
 from methods.layers.masks import MaskedTraining, Masks
-from methods.layers.prunable import no_weights, prunable_weights
+from methods.layers.prunable import prunable_weights, require_weights, say_unreached
+from methods.layers.training import from_scratch
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from harness.contracts import Context, Step
-    from harness.training import Recipe
+    from harness.contracts import Context, Recipe, Step
 
 State = dict[str, "Tensor"]
 
@@ -70,8 +70,6 @@ class LotteryTicket:
         Of each training; by default the recipe's.
     """
 
-    uses_scheme: ClassVar[bool] = False
-
     ratio: Annotated[float, Field(gt=0, lt=1)] = 0.2
     output_ratio: Annotated[float, Field(ge=0, lt=1)] | None = None
     rounds: Annotated[int, Field(ge=1)] = 5
@@ -81,47 +79,40 @@ class LotteryTicket:
     reinitialise: bool = False
     epochs: Annotated[int, Field(ge=1)] | None = None
 
-    def unsupported(self, model: nn.Module, context: Context) -> str | None:
-        """A reason: no such layer, nothing to train on, an epoch that does not come, or an emptied layer."""
-        if reason := no_weights(prunable_weights(model)):
-            return reason
-        if reason := masks.untrainable(context, "the search for a lottery ticket", fresh=True):
-            return reason
-        network, recipe = masks.from_scratch(context, self.epochs)
-        if self.rewind_epoch >= recipe.epochs:
-            return f"rewind_epoch {self.rewind_epoch} is not before the end of {recipe.epochs} epochs; lower it"
-        weights = prunable_weights(network)
-        if self.sparsity is not None and (reason := self._unreachable(weights)):
-            return reason
-        if self.scope == "layer":
-            for name, count in self._kept(weights)[-1].items():
-                if count == 0:
-                    return f"{self._goal()} would zero all {weights[name].numel()} weights of layer {name!r}; lower it"
-        return None
-
     def compress(self, model: nn.Module, context: Context) -> nn.Module:
         """Return a trained lottery ticket.
 
         Raises
         ------
         Unsupported
-            See :meth:`unsupported`; with scope "global" also if a layer loses every weight on the way.
+            If there is no such layer, nothing to train on or no network to train from scratch, ``rewind_epoch`` does
+            not come, or a layer would lose every weight (with scope "global" perhaps on the way).
         """
-        if reason := self.unsupported(model, context):
-            raise Unsupported(reason)
-        network, recipe = masks.from_scratch(context, self.epochs)
+        require_weights(prunable_weights(model))
+        network, recipe = from_scratch(context, self.epochs)
+        if self.rewind_epoch >= recipe.epochs:
+            raise Unsupported(
+                f"rewind_epoch {self.rewind_epoch} is not before the end of {recipe.epochs} epochs; lower it"
+            )
         weights = prunable_weights(network)
+        self._refuse_unreachable(weights)
+        schedule = self._kept(weights)
+        if self.scope == "layer":
+            for name, count in schedule[-1].items():
+                if count == 0:
+                    raise Unsupported(
+                        f"{self._goal()} would zero all {weights[name].numel()} weights of layer {name!r}; lower it"
+                    )
+        say_unreached(network, weights.values(), context)
         kept = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
         start = _copy(network)
-        schedule = self._kept(weights)
         for number, counts in enumerate(schedule):
             if number == 0:
                 start = self._first_training(network, context, recipe, start)
             else:
                 self._train(network, context, recipe, kept)
             kept = self._prune(weights, kept, counts)
-            if reason := masks.emptied(kept, f"round {number + 1}"):
-                raise Unsupported(reason)
+            masks.refuse_emptied(kept, f"round {number + 1}")
             context.progress((number + 1) / (len(schedule) + 1), f"round {number + 1}: {masks.shares(kept)}")
             network.load_state_dict(start)
         if self.reinitialise:
@@ -137,12 +128,13 @@ class LotteryTicket:
         last = self.ratio / 2 if self.output_ratio is None else self.output_ratio
         return {name: last if name == output else self.ratio for name in weights}
 
-    def _unreachable(self, weights: Mapping[str, Tensor]) -> str | None:
+    def _refuse_unreachable(self, weights: Mapping[str, Tensor]) -> None:
         frozen = sum(weights[name].numel() for name, ratio in self._ratios(weights).items() if ratio == 0)
         total = sum(weight.numel() for weight in weights.values())
         if self.sparsity is not None and frozen >= total - round(self.sparsity * total):
-            return f"sparsity {self.sparsity:g} cannot be met: output_ratio 0 keeps {frozen} of {total} weights"
-        return None
+            raise Unsupported(
+                f"sparsity {self.sparsity:g} cannot be met: output_ratio 0 keeps {frozen} of {total} weights"
+            )
 
     def _kept(self, weights: Mapping[str, Tensor]) -> list[dict[str, int]]:
         """How many weights each layer keeps, after each round."""

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from harness.errors import Unsupported
 from methods.layers import masks
-from methods.layers.masks import MaskedTraining, Masks, Scope
-from methods.layers.prunable import no_weights, prunable_weights
+from methods.layers.masks import Scope
+from methods.layers.prunable import prunable_weights, require_weights, say_unreached
+from methods.layers.training import finetuning
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,21 +52,10 @@ class Magnitude:
         Learning rate of the fine-tuning, as a share of the baseline's.
     """
 
-    uses_scheme: ClassVar[bool] = False
-
     sparsity: Annotated[float, Field(ge=0, lt=1)] = 0.5
     scope: Scope = "global"
     finetune_epochs: Annotated[int, Field(ge=0)] = 0
     finetune_lr_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
-
-    def unsupported(self, model: nn.Module, context: Context) -> str | None:
-        """A reason: no such layer, a layer that would lose every weight, or nothing to fine-tune on."""
-        if reason := no_weights(prunable_weights(model)):
-            return reason
-        remedy = 'lower it or use scope="layer"' if self.scope == "global" else "lower it"
-        if reason := masks.emptied(self._masks(model), f"sparsity {self.sparsity:g} ({self.scope})", remedy):
-            return reason
-        return masks.untrainable(context, f"finetune_epochs={self.finetune_epochs}") if self.finetune_epochs else None
 
     def compress(self, model: nn.Module, context: Context) -> nn.Module:
         """Return a copy of ``model`` with the smallest weights zero.
@@ -74,20 +63,16 @@ class Magnitude:
         Raises
         ------
         Unsupported
-            See :meth:`unsupported`.
+            If there is no such layer, a layer would lose every weight, or there is nothing to fine-tune on.
         """
-        if reason := self.unsupported(model, context):
-            raise Unsupported(reason)
+        finetuning(context, self.finetune_epochs)
         pruned = copy.deepcopy(model)
-        kept = self._masks(pruned)
-        masks.apply(prunable_weights(pruned), kept)
+        weights = prunable_weights(pruned)
+        require_weights(weights)
+        kept = masks.keep_highest({name: w.detach().abs() for name, w in weights.items()}, self.sparsity, self.scope)
+        remedy = 'lower it or use scope="layer"' if self.scope == "global" else "lower it"
+        masks.refuse_emptied(kept, f"sparsity {self.sparsity:g} ({self.scope})", remedy)
+        masks.apply(weights, kept)
+        say_unreached(pruned, weights.values(), context)
         context.progress(0.0, masks.shares(kept))
-        if self.finetune_epochs and context.recipe:
-            recipe = context.recipe.finetune(self.finetune_epochs, self.finetune_lr_scale)
-            MaskedTraining(masks=kept)(pruned, context, recipe)
-        return pruned
-
-    def _masks(self, model: nn.Module) -> Masks:
-        weights = prunable_weights(model)
-        scores = {name: weight.detach().abs() for name, weight in weights.items()}
-        return masks.keep_highest(scores, self.sparsity, self.scope)
+        return masks.finetune(pruned, kept, context, self.finetune_epochs, self.finetune_lr_scale)

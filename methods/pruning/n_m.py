@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 import torch
 from pydantic import ConfigDict, Field, model_validator
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from harness.errors import Unsupported
 from methods.layers import masks
-from methods.layers.masks import MaskedTraining, Masks
-from methods.layers.prunable import holder, no_weights, prunable_weights
+from methods.layers.masks import Masks
+from methods.layers.prunable import holder, prunable_weights, require_weights, say_unreached
+from methods.layers.training import finetuning
 
 if TYPE_CHECKING:
     from harness.contracts import Context
@@ -71,8 +72,6 @@ class NM:
         Of the recipe's learning rate.
     """
 
-    uses_scheme: ClassVar[bool] = False
-
     n: Annotated[int, Field(ge=1)] = 2
     m: Annotated[int, Field(ge=2)] = 4
     finetune_epochs: Annotated[int, Field(ge=0)] = 0
@@ -83,36 +82,28 @@ class NM:
         check_pattern(self.n, self.m)
         return self
 
-    def unsupported(self, model: nn.Module, context: Context) -> str | None:
-        """A reason: no layer that a group fits into, or nothing to fine-tune on."""
-        if reason := no_weights(prunable_weights(model)):
-            return reason
-        if not fitting(model, self.m):
-            return too_small(self.n, self.m, model)
-        return masks.untrainable(context, f"finetune_epochs={self.finetune_epochs}") if self.finetune_epochs else None
-
     def compress(self, model: nn.Module, context: Context) -> nn.Module:
         """Return a copy of ``model`` in which every layer that can has the N:M pattern.
 
         Raises
         ------
         Unsupported
-            See :meth:`unsupported`.
+            If no layer is one that a group fits into, or there is nothing to fine-tune on.
         """
-        if reason := self.unsupported(model, context):
-            raise Unsupported(reason)
+        finetuning(context, self.finetune_epochs)
         pruned = copy.deepcopy(model)
         weights = prunable_weights(pruned)
+        require_weights(weights)
+        fit = fitting(pruned, self.m)
+        if not fit:
+            raise Unsupported(too_small(self.n, self.m, model))
         kept: Masks = {
-            name: keep_n_of_m(weights[name].detach().abs(), self.n, self.m, dim=dim)
-            for name, dim in fitting(pruned, self.m).items()
+            name: keep_n_of_m(weights[name].detach().abs(), self.n, self.m, dim=dim) for name, dim in fit.items()
         }
         masks.apply(weights, kept)
+        say_unreached(pruned, [weights[name] for name in kept], context)
         context.progress(0.0, masks.shares(kept) + left_dense(misfits(pruned, self.m)))
-        if self.finetune_epochs and context.recipe:
-            recipe = context.recipe.finetune(self.finetune_epochs, self.finetune_lr_scale)
-            MaskedTraining(masks=kept)(pruned, context, recipe)
-        return pruned
+        return masks.finetune(pruned, kept, context, self.finetune_epochs, self.finetune_lr_scale)
 
 
 def check_pattern(n: int, m: int) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 from pydantic import ConfigDict, Field
@@ -13,15 +13,16 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from harness.errors import Unsupported
-from harness.training import cross_entropy
-from methods.layers import masks
+from methods.layers.prunable import say_unreached
+from methods.layers.training import finetuning, from_scratch
 from methods.pruning.structure import budget, criteria
 from methods.pruning.structure.find import find
 from methods.pruning.structure.recalibration import recalibrate
 from methods.pruning.structure.surgery import remove
 
 if TYPE_CHECKING:
-    from harness.contracts import Context
+    from harness.contracts import Batch, Context
+    from methods.pruning.structure.units import Structure
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -71,8 +72,6 @@ class NetworkSlimming:
         That every layer keeps.
     """
 
-    uses_scheme: ClassVar[bool] = False
-
     ratio: Annotated[float, Field(ge=0, lt=1)] = 0.5
     penalty: Annotated[float, Field(ge=0)] = 1e-4
     sparse_epochs: Annotated[int, Field(ge=0)] = 1
@@ -83,81 +82,60 @@ class NetworkSlimming:
     round_to: Annotated[int, Field(ge=1)] = 1
     min_channels: Annotated[int, Field(ge=1)] = 1
 
-    def unsupported(self, model: nn.Module, context: Context) -> str | None:
-        """A reason: nothing to train on, no batch normalisation whose channels can be removed, or a ratio too high."""
-        if reason := self._untrainable(context):
-            return reason
-        try:
-            # What can be removed does not depend on the values of the scales.
-            self._pruned(model, context)
-        except Unsupported as error:
-            return str(error)
-        return None
-
     def compress(self, model: nn.Module, context: Context) -> nn.Module:
         """Return a smaller network.
 
         Raises
         ------
         Unsupported
-            See :meth:`unsupported`.
+            If there is nothing to train on, no batch normalisation whose channels can be removed, or the ratio is out
+            of reach.
         """
-        if reason := self.unsupported(model, context):
-            raise Unsupported(reason)
-        sparse = copy.deepcopy(model)
-        trainer, recipe = context.trainer, context.recipe
-        if self.from_scratch and context.fresh is not None:
-            sparse = context.fresh()
-        if self.sparse_epochs and trainer and recipe:
-            schedule = (
-                replace(recipe, epochs=self.sparse_epochs)
-                if self.from_scratch
-                else recipe.finetune(self.sparse_epochs, self.sparse_lr_scale)
+        if self.from_scratch and not self.sparse_epochs:
+            raise Unsupported(
+                "from_scratch=true needs sparse_epochs of at least 1: there is nothing to rank before a training"
             )
-            trainer(sparse, schedule, loss=self._penalised(sparse, recipe.label_smoothing))
-        smaller, chosen = self._pruned(sparse, context)
+        sparsely = finetuning(context, self.sparse_epochs, "sparse_epochs")
+        tuning = finetuning(context, self.finetune_epochs)
+        # What can be removed does not depend on the values of the scales: what cannot be met is refused before.
+        structure, _ = self._plan(model, context)
+        say_unreached(model, structure.reached(model), context)
+        sparse = copy.deepcopy(model)
+        if sparsely:
+            schedule = sparsely.recipe.finetune(self.sparse_epochs, self.sparse_lr_scale)
+            if self.from_scratch:
+                sparse, schedule = from_scratch(context, self.sparse_epochs, "from_scratch=true")
+            sparsely.fit(sparse, schedule, objective=self._penalised(sparse, context, schedule.label_smoothing))
+        structure, chosen = self._plan(sparse, context)
+        smaller = remove(sparse, structure, chosen.units)
         context.progress(0.5, str(chosen))
         recalibrate(smaller, context)
-        if self.finetune_epochs and trainer and recipe:
-            trainer(smaller, recipe.finetune(self.finetune_epochs, self.finetune_lr_scale))
+        if tuning:
+            tuning.fit(smaller, tuning.recipe.finetune(self.finetune_epochs, self.finetune_lr_scale))
         context.progress(1.0, str(chosen))
         return smaller
 
-    def _untrainable(self, context: Context) -> str | None:
-        if self.from_scratch and not self.sparse_epochs:
-            return "from_scratch=true needs sparse_epochs of at least 1: there is nothing to rank before a training"
-        for name in ("sparse_epochs", "finetune_epochs"):
-            if epochs := getattr(self, name):
-                fresh = self.from_scratch and name == "sparse_epochs"
-                if reason := masks.untrainable(context, f"{name}={epochs}", fresh=fresh):
-                    return reason
-        return None
-
-    def _penalised(self, model: nn.Module, label_smoothing: float) -> _Penalised:
+    def _penalised(
+        self, model: nn.Module, context: Context, label_smoothing: float
+    ) -> Callable[[nn.Module, Batch], Tensor]:
+        """The task's loss plus the L1 norm of the scales of ``model``."""
         scales = [m.weight for m in model.modules() if isinstance(m, _BatchNorm) and m.affine]
-        return _Penalised(scales, self.penalty, label_smoothing)
+        loss = context.objective(label_smoothing)
 
-    def _pruned(self, model: nn.Module, context: Context) -> tuple[nn.Module, budget.Plan]:
-        structure = find(model, context.input_shape)
-        scores = criteria.score(model, structure, "bn-gamma", context)
+        def penalised(network: nn.Module, batch: Batch) -> Tensor:
+            return loss(network, batch) + self.penalty * torch.stack([scale.abs().sum() for scale in scales]).sum()
+
+        return penalised
+
+    def _plan(self, model: nn.Module, context: Context) -> tuple[Structure, budget.Plan]:
+        structure = find(model, context.signature, context.data.get("train"))
         chosen = budget.make(
             structure,
-            scores,
+            criteria.score(model, structure, "bn-gamma", context),
             ratio=self.ratio,
             target="ratio",
             scope="global",
             round_to=self.round_to,
             min_channels=self.min_channels,
         )
-        return remove(model, structure, chosen.units), chosen
-
-
-class _Penalised:
-    """Cross-entropy plus the L1 norm of the scales."""
-
-    def __init__(self, scales: list[nn.Parameter], penalty: float, label_smoothing: float) -> None:
-        self.scales, self.penalty = scales, penalty
-        self.loss = cross_entropy(label_smoothing)
-
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        return self.loss(model, x, y) + self.penalty * torch.stack([scale.abs().sum() for scale in self.scales]).sum()
+        return structure, chosen

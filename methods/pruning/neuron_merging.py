@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import torch
 from pydantic import ConfigDict, Field
@@ -11,7 +11,10 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from harness.calling import call, evaluating
 from harness.errors import Unsupported
+from methods.layers.inputs import made_up
+from methods.layers.prunable import say_unreached
 from methods.pruning.structure import merging
 from methods.pruning.structure.links import Link, find_links
 
@@ -63,25 +66,11 @@ class NeuronMerging:
         Weight of the cosine against the offset B, with batch normalisation only (lambda in the paper).
     """
 
-    uses_scheme: ClassVar[bool] = False
-
     ratio: Annotated[float, Field(ge=0, lt=1)] = 0.5
     criterion: Literal["l1", "l2", "geometric-median"] = "l1"
     merge: bool = True
     threshold: Annotated[float, Field(ge=-1, le=1)] = 0.45
     cosine_weight: Annotated[float, Field(ge=0, le=1)] = 0.85
-
-    def unsupported(self, model: nn.Module, context: Context) -> str | None:  # noqa: ARG002 (the contract's signature)
-        """A reason: a model that cannot be traced, no layer that can lose neurons, or one that would lose them all."""
-        try:
-            links, _ = self._links(model)
-        except Unsupported as reason:
-            return str(reason)
-        for link in links:
-            neurons = len(model.get_submodule(link.producer).get_parameter("weight"))
-            if round(neurons * (1 - self.ratio)) == 0:
-                return f"ratio {self.ratio:g} would remove all {neurons} neurons of layer {link.producer!r}; lower it"
-        return None
 
     def compress(self, model: nn.Module, context: Context) -> nn.Module:
         """Return a copy of ``model`` with smaller layers.
@@ -89,11 +78,18 @@ class NeuronMerging:
         Raises
         ------
         Unsupported
-            See :meth:`unsupported`; also if the forward pass holds sizes that the smaller layers do not fit.
+            If the model cannot be traced, no layer can lose neurons, one would lose them all, or the forward pass holds
+            sizes that the smaller layers do not fit.
         """
-        if reason := self.unsupported(model, context):
-            raise Unsupported(reason)
         links, left_alone = self._links(model)
+        for link in links:
+            neurons = len(model.get_submodule(link.producer).get_parameter("weight"))
+            if round(neurons * (1 - self.ratio)) == 0:
+                raise Unsupported(
+                    f"ratio {self.ratio:g} would remove all {neurons} neurons of layer {link.producer!r}; lower it"
+                )
+        ends = {name for link in links for name in (link.producer, link.consumer)}
+        say_unreached(model, [model.get_submodule(name).get_parameter("weight") for name in ends], context)
         smaller = copy.deepcopy(model)
         sizes = []
         for link in links:
@@ -102,7 +98,7 @@ class NeuronMerging:
             sizes.append(f"{link.producer} {len(scaling)} -> {len(kept)}")
         untouched = [f"{name} ({why})" for name, why in left_alone.items()]
         context.progress(1.0, "; ".join([", ".join(sizes), *untouched]))
-        _check_runs(smaller, context.input_shape)
+        _check_runs(smaller, context)
         return smaller
 
     def _links(self, model: nn.Module) -> tuple[list[Link], dict[str, str]]:
@@ -168,15 +164,11 @@ def _select(module: nn.Module, names: tuple[str, ...], kept: Tensor) -> None:
             setattr(module, name, value[kept].clone())
 
 
-def _check_runs(model: nn.Module, input_shape: tuple[int, ...]) -> None:
-    """Sizes written into a forward pass are invisible to the trace; running it once finds them."""
-    modes = {module: module.training for module in model.modules()}
-    first = next(model.parameters())
+def _check_runs(model: nn.Module, context: Context) -> None:
+    """The trace cannot see sizes that are hard-coded in a forward pass; running it once finds them."""
+    inputs = made_up(model, context.signature, 2, split=context.data.get("train"))
     try:
-        with torch.no_grad():
-            model.eval()(torch.zeros(2, *input_shape, dtype=first.dtype, device=first.device))
+        with evaluating(model):
+            call(model, inputs, context.signature)
     except RuntimeError as error:
         raise Unsupported(f"the forward pass does not accept smaller layers: {error}") from error
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

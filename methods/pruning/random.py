@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from harness.errors import Unsupported
 from methods.layers import masks
-from methods.layers.masks import MaskedTraining, Masks, Scope
-from methods.layers.prunable import no_weights, prunable_weights
+from methods.layers.masks import Scope
+from methods.layers.prunable import prunable_weights, require_weights, say_unreached
+from methods.layers.training import finetuning
 
 if TYPE_CHECKING:
     from torch import nn
@@ -50,20 +50,10 @@ class Random:
         Learning rate of the fine-tuning, as a share of the baseline's.
     """
 
-    uses_scheme: ClassVar[bool] = False
-
     sparsity: Annotated[float, Field(ge=0, lt=1)] = 0.5
     scope: Scope = "global"
     finetune_epochs: Annotated[int, Field(ge=0)] = 0
     finetune_lr_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
-
-    def unsupported(self, model: nn.Module, context: Context) -> str | None:
-        """A reason: no such layer, a layer that would lose every weight, or nothing to fine-tune on."""
-        if reason := no_weights(prunable_weights(model)):
-            return reason
-        if reason := masks.emptied(self._masks(model, context), f"sparsity {self.sparsity:g} ({self.scope})"):
-            return reason
-        return masks.untrainable(context, f"finetune_epochs={self.finetune_epochs}") if self.finetune_epochs else None
 
     def compress(self, model: nn.Module, context: Context) -> nn.Module:
         """Return a copy of ``model`` with random weights zero.
@@ -71,18 +61,15 @@ class Random:
         Raises
         ------
         Unsupported
-            See :meth:`unsupported`.
+            If there is no such layer, a layer would lose every weight, or there is nothing to fine-tune on.
         """
-        if reason := self.unsupported(model, context):
-            raise Unsupported(reason)
+        finetuning(context, self.finetune_epochs)
         pruned = copy.deepcopy(model)
-        kept = self._masks(pruned, context)
-        masks.apply(prunable_weights(pruned), kept)
+        weights = prunable_weights(pruned)
+        require_weights(weights)
+        kept = masks.random_masks(weights, self.sparsity, self.scope, context.seed)
+        masks.refuse_emptied(kept, f"sparsity {self.sparsity:g} ({self.scope})")
+        masks.apply(weights, kept)
+        say_unreached(pruned, weights.values(), context)
         context.progress(0.0, masks.shares(kept))
-        if self.finetune_epochs and context.recipe:
-            recipe = context.recipe.finetune(self.finetune_epochs, self.finetune_lr_scale)
-            MaskedTraining(masks=kept)(pruned, context, recipe)
-        return pruned
-
-    def _masks(self, model: nn.Module, context: Context) -> Masks:
-        return masks.random_masks(prunable_weights(model), self.sparsity, self.scope, context.seed)
+        return masks.finetune(pruned, kept, context, self.finetune_epochs, self.finetune_lr_scale)

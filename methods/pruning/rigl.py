@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from harness.errors import Unsupported
 from methods.layers import masks
 from methods.layers.masks import MaskedTraining, Masks
-from methods.layers.prunable import no_weights, prunable_weights
+from methods.layers.prunable import prunable_weights, require_weights, say_unreached
+from methods.layers.training import from_scratch
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -58,8 +58,6 @@ class RigL:
         Of the training; by default the recipe's.
     """
 
-    uses_scheme: ClassVar[bool] = False
-
     sparsity: Annotated[float, Field(ge=0, lt=1)] = 0.9
     scope: Literal["erk", "layer"] = "erk"
     alpha: Annotated[float, Field(ge=0, lt=1)] = 0.3
@@ -67,27 +65,20 @@ class RigL:
     stop: Annotated[float, Field(ge=0, le=1)] = 0.75
     epochs: Annotated[int, Field(ge=1)] | None = None
 
-    def unsupported(self, model: nn.Module, context: Context) -> str | None:
-        """A reason: no such layer, nothing to train on, or a layer that would have no weight."""
-        if reason := no_weights(prunable_weights(model)):
-            return reason
-        if reason := masks.untrainable(context, "sparse training", fresh=True):
-            return reason
-        weights = prunable_weights(masks.from_scratch(context, self.epochs)[0])
-        return masks.unaffordable(weights, self.sparsity, self.scope)
-
     def compress(self, model: nn.Module, context: Context) -> nn.Module:
         """Return a network trained sparsely.
 
         Raises
         ------
         Unsupported
-            See :meth:`unsupported`.
+            If there is no such layer, nothing to train on or no network to train from scratch, or a layer would have no
+            weight.
         """
-        if reason := self.unsupported(model, context):
-            raise Unsupported(reason)
-        network, recipe = masks.from_scratch(context, self.epochs)
+        require_weights(prunable_weights(model))
+        network, recipe = from_scratch(context, self.epochs)
         weights = prunable_weights(network)
+        masks.refuse_unaffordable(weights, self.sparsity, self.scope)
+        say_unreached(network, weights.values(), context)
         kept = masks.random_masks(weights, self.sparsity, self.scope, context.seed)
         moving = [name for name, mask in kept.items() if not mask.all()]
         context.progress(0.0, masks.shares(kept))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 from pydantic import ConfigDict, Field
@@ -12,7 +12,8 @@ from pydantic.dataclasses import dataclass
 from harness.errors import Unsupported
 from methods.layers import masks
 from methods.layers.masks import MaskedTraining, Masks
-from methods.layers.prunable import no_weights, prunable_weights
+from methods.layers.prunable import prunable_weights, require_weights, say_unreached
+from methods.layers.training import from_scratch
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -64,28 +65,11 @@ class SparseEvolutionaryTraining:
         Of the training; by default the recipe's.
     """
 
-    uses_scheme: ClassVar[bool] = False
-
     sparsity: Annotated[float, Field(ge=0, lt=1)] = 0.9
     epsilon: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     zeta: Annotated[float, Field(ge=0, lt=1)] = 0.3
     evolve_output: bool = False
     epochs: Annotated[int, Field(ge=1)] | None = None
-
-    def unsupported(self, model: nn.Module, context: Context) -> str | None:
-        """A reason: no such layer, nothing to train on, or a layer that would have no connection."""
-        weights = prunable_weights(model)
-        if reason := no_weights(weights):
-            return reason
-        if reason := masks.untrainable(context, "sparse training", fresh=True):
-            return reason
-        weights = prunable_weights(masks.from_scratch(context, self.epochs)[0])
-        if self.epsilon is None:
-            return masks.unaffordable(weights, self.sparsity, "erk")
-        for name, density in self._densities(weights, self.epsilon).items():
-            if round((1 - density) * weights[name].numel()) == weights[name].numel():
-                return f"epsilon {self.epsilon:g} would leave layer {name!r} without a connection; raise it"
-        return None
 
     def compress(self, model: nn.Module, context: Context) -> nn.Module:
         """Return a network trained sparsely.
@@ -93,12 +77,21 @@ class SparseEvolutionaryTraining:
         Raises
         ------
         Unsupported
-            See :meth:`unsupported`.
+            If there is no such layer, nothing to train on or no network to train from scratch, or a layer would have no
+            connection.
         """
-        if reason := self.unsupported(model, context):
-            raise Unsupported(reason)
-        network, recipe = masks.from_scratch(context, self.epochs)
+        require_weights(prunable_weights(model))
+        network, recipe = from_scratch(context, self.epochs)
         weights = prunable_weights(network)
+        if self.epsilon is None:
+            masks.refuse_unaffordable(weights, self.sparsity, "erk")
+        else:
+            for name, density in self._densities(weights, self.epsilon).items():
+                if round((1 - density) * weights[name].numel()) == weights[name].numel():
+                    raise Unsupported(
+                        f"epsilon {self.epsilon:g} would leave layer {name!r} without a connection; raise it"
+                    )
+        say_unreached(network, weights.values(), context)
         kept = self._topology(weights, context.seed)
         initial = {name: weight.detach().flatten().clone() for name, weight in weights.items()}
         fixed = set() if self.evolve_output else {list(weights)[-1]}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Annotated, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 import torch
 from pydantic import ConfigDict, Field, model_validator
@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from harness.errors import Unsupported
 from methods.layers import masks
-from methods.layers.activations import Layer, columns, examples, matrix, unmatrix, visit
+from methods.layers.activations import Layer, columns, matrix, unmatrix, visit
+from methods.layers.inputs import examples
 from methods.layers.masks import Masks
 from methods.layers.prunable import prunable_weights
-from methods.pruning.calibration import check_amount, finetuned, no_calibration, reasons, share_of_zeros, treatable
+from methods.layers.training import finetuning, train_split
+from methods.pruning.calibration import check_amount, left_out, share_of_zeros
 from methods.pruning.n_m import keep_n_of_m, left_dense
 
 if TYPE_CHECKING:
@@ -74,8 +76,6 @@ class SparseGPT:
         Of the recipe's learning rate.
     """
 
-    uses_scheme: ClassVar[bool] = False
-
     sparsity: Annotated[float, Field(ge=0, lt=1)] | None = None
     n: Annotated[int, Field(ge=1)] | None = None
     m: Annotated[int, Field(ge=2)] | None = None
@@ -97,56 +97,55 @@ class SparseGPT:
         """The share of zeros in every layer that is pruned."""
         return share_of_zeros(self.sparsity, self.n, self.m)
 
-    def unsupported(self, model: nn.Module, context: Context) -> str | None:
-        """A reason: no layer whose inputs can be seen, no data, a layer that would lose every weight."""
-        if reason := no_calibration(model, context, "sparsegpt", self.m):
-            return reason
-        if self.n is None:
-            weights = prunable_weights(model)
-            for name in treatable(model, context, self.m):
-                size = weights[name].numel()
-                if round(self.share * size) == size:
-                    return f"sparsity {self.share:g} would zero all {size} weights of layer {name!r}; lower it"
-        return masks.untrainable(context, f"finetune_epochs={self.finetune_epochs}") if self.finetune_epochs else None
-
     def compress(self, model: nn.Module, context: Context) -> nn.Module:
         """Return a copy of ``model`` with pruned and updated weights.
 
         Raises
         ------
         Unsupported
-            See :meth:`unsupported`.
+            If there is no layer whose inputs can be seen, no data, or a layer would lose every weight.
         NotFinite
             If an activation is NaN or infinite on the calibration examples.
         """
-        if reason := self.unsupported(model, context):
-            raise Unsupported(reason)
-        if context.data is None:
-            raise Unsupported("sparsegpt needs calibration data")
+        finetuning(context, self.finetune_epochs)
         pruned = copy.deepcopy(model)
-        left = reasons(pruned, context, self.m)
-        total = len(prunable_weights(pruned)) - len(left)
+        left = left_out(pruned, context, self.m)
+        weights = {name: weight for name, weight in prunable_weights(pruned).items() if name not in left}
+        if self.n is None:
+            for name, weight in weights.items():
+                size = weight.numel()
+                if round(self.share * size) == size:
+                    raise Unsupported(
+                        f"sparsity {self.share:g} would zero all {size} weights of layer {name!r}; lower it"
+                    )
         pattern = None if self.n is None or self.m is None else (self.n, self.m)
         kept: Masks = {}
 
         def treat(name: str, layer: Layer, x: Tensor) -> None:
             if name in left:
                 return
-            values, mask = surgeon(
-                matrix(layer, layer.weight.detach()).double(),
-                hessian(layer, x),
-                sparsity=self.share,
-                pattern=pattern,
-                block=self.block,
-                dampening=self.dampening,
-            )
+            try:
+                values, mask = optimal_brain_surgeon(
+                    matrix(layer, layer.weight.detach()).double(),
+                    hessian(layer, x),
+                    sparsity=self.share,
+                    pattern=pattern,
+                    block=self.block,
+                    dampening=self.dampening,
+                )
+            except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+                raise Unsupported(
+                    f"the Hessian of layer {name!r} cannot be inverted (its inputs or weights span too many orders of "
+                    f"magnitude); a larger dampening than {self.dampening:g} may help"
+                ) from error
             kept[name] = unmatrix(layer, mask)
             layer.weight.copy_(unmatrix(layer, values))
-            context.progress(0.9 * len(kept) / total, name)
+            context.progress(0.9 * len(kept) / len(weights), name)
 
-        visit(pruned, examples(context.data, self.examples, seed=context.seed)[0], treat)
+        batch = examples(train_split(context), self.examples, seed=context.seed)
+        visit(pruned, batch.inputs, context.signature, treat)
         context.progress(0.9, masks.shares(kept) + left_dense(left))
-        return finetuned(pruned, kept, context, self.finetune_epochs, self.finetune_lr_scale)
+        return masks.finetune(pruned, kept, context, self.finetune_epochs, self.finetune_lr_scale)
 
 
 def hessian(layer: Layer, x: Tensor) -> Tensor:
@@ -158,7 +157,7 @@ def hessian(layer: Layer, x: Tensor) -> Tensor:
     return total
 
 
-def surgeon(
+def optimal_brain_surgeon(
     weight: Tensor,
     hessian: Tensor,
     *,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from harness.errors import Unsupported
-from methods.layers import masks
+from methods.layers.prunable import say_unreached
+from methods.layers.training import finetuning
 from methods.pruning.structure import budget, criteria, merging
 from methods.pruning.structure.budget import Plan, Scope, Target
 from methods.pruning.structure.criteria import Criterion
@@ -111,8 +111,6 @@ class Structured:
         Training batches that ``criterion="taylor"`` averages over.
     """
 
-    uses_scheme: ClassVar[bool] = False
-
     ratio: Annotated[float, Field(ge=0, lt=1)] = 0.5
     target: Target = "ratio"
     scope: Scope = "global"
@@ -127,29 +125,15 @@ class Structured:
     finetune_lr_scale: Annotated[float, Field(gt=0)] = 0.1
     taylor_batches: Annotated[int, Field(ge=1)] = 8
 
-    def unsupported(self, model: nn.Module, context: Context) -> str | None:
-        """A reason: no layer that can lose channels, a target out of reach, no data, or nothing to merge."""
-        if self.finetune_epochs:
-            reason = masks.untrainable(context, f"finetune_epochs={self.finetune_epochs}")
-            if reason:
-                return reason
-        try:
-            structure, chosen = self.plan(model, context)
-            if self.merge:
-                merging.candidates(model, structure, structure.removed(chosen.units))
-        except Unsupported as error:
-            return str(error)
-        return None
-
     def plan(self, model: nn.Module, context: Context) -> tuple[Structure, Plan]:
         """What would be removed, and what it was chosen from.
 
         Raises
         ------
         Unsupported
-            See :meth:`unsupported`.
+            If no layer can lose channels, the target is out of reach, or there is no data for the criterion.
         """
-        structure = find(model, context.input_shape)
+        structure = find(model, context.signature, context.data.get("train"))
         scores = criteria.score(model, structure, self.criterion, context, batches=self.taylor_batches)
         chosen = budget.make(
             structure,
@@ -168,11 +152,11 @@ class Structured:
         Raises
         ------
         Unsupported
-            See :meth:`unsupported`.
+            See :meth:`plan`; also if there is nothing to merge, or to fine-tune on.
         """
-        if self.finetune_epochs and (reason := masks.untrainable(context, f"finetune_epochs={self.finetune_epochs}")):
-            raise Unsupported(reason)
+        tuning = finetuning(context, self.finetune_epochs)
         structure, chosen = self.plan(model, context)
+        say_unreached(model, structure.reached(model), context)
         done = str(chosen)
         if self.merge:
             model, layers = merging.merge(
@@ -187,7 +171,7 @@ class Structured:
         context.progress(0.1, done)
         if self.recalibrate:
             recalibrate(smaller, context)
-        if self.finetune_epochs and context.trainer and context.recipe:
-            context.trainer(smaller, context.recipe.finetune(self.finetune_epochs, self.finetune_lr_scale))
+        if tuning:
+            tuning.fit(smaller, tuning.recipe.finetune(self.finetune_epochs, self.finetune_lr_scale))
         context.progress(1.0, done)
         return smaller

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from pydantic import ConfigDict, Field
@@ -11,17 +11,18 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from harness.errors import Unsupported
+from harness.calling import call
 from methods.layers import masks
 from methods.layers.attention import explicit
+from methods.layers.inputs import made_up
 from methods.layers.masks import Masks
 from methods.layers.prunable import prunable_weights
-from methods.pruning.at_initialisation import finite, no_start, start, train
+from methods.pruning.at_initialisation import finite, start, train
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from harness.contracts import Context
+    from harness.contracts import Context, Signature, Tensors
 
 _PASSED_ON = frozenset(
     {
@@ -51,7 +52,7 @@ class SynFlow:
     to their exponentials, and their sum, which they are divided by, counts as a constant. Queries, keys and values of a
     layer then carry the same flow. Gates stay. The weights trained afterwards keep sign and value.
 
-    The network is the task's own as its training begins (``Context.fresh``), with the task's initialisation. Of the
+    The network is the task's own as its training begins (``Training.fresh``), with the task's initialisation. Of the
     trained model given only the structure is used.
 
     Source: Tanaka et al., "Pruning neural networks without any data by iteratively conserving synaptic flow",
@@ -76,17 +77,9 @@ class SynFlow:
         Of the training after pruning, instead of the recipe's; 0 leaves the network untrained.
     """
 
-    uses_scheme: ClassVar[bool] = False
-
     sparsity: Annotated[float, Field(ge=0, lt=1)] = 0.9
     iterations: Annotated[int, Field(gt=0)] = 100
     epochs: Annotated[int, Field(ge=0)] | None = None
-
-    def unsupported(self, model: nn.Module, context: Context) -> str | None:
-        """A reason: no such layer, no training from initialisation, or a layer that would lose every weight."""
-        if reason := no_start(model, context, "synflow"):
-            return reason
-        return self._emptied(self._masks(start(context), context))
 
     def compress(self, model: nn.Module, context: Context) -> nn.Module:
         """Return the task's network, pruned at initialisation and trained.
@@ -94,34 +87,25 @@ class SynFlow:
         Raises
         ------
         Unsupported
-            See :meth:`unsupported`.
+            If there is no such layer, no network to train from scratch, or a layer would lose every weight.
         NotFinite
             If the flow overflows float64, or training diverges.
         """
-        if reason := no_start(model, context, "synflow"):
-            raise Unsupported(reason)
-        network = start(context)
-        kept = self._masks(network, context)
-        if reason := self._emptied(kept):
-            raise Unsupported(reason)
-        return train(network, kept, context, self.epochs)
-
-    def _emptied(self, kept: Masks) -> str | None:
-        return masks.emptied(kept, f"synflow's sparsity {self.sparsity:g}")
-
-    def _masks(self, network: nn.Module, context: Context) -> Masks:
-        return prune(network, context.input_shape, self.sparsity, self.iterations)
+        network, recipe = start(model, context, self.epochs)
+        kept = prune(network, context, self.sparsity, self.iterations)
+        masks.refuse_emptied(kept, f"sparsity {self.sparsity:g}")
+        return train(network, kept, context, recipe)
 
 
-def prune(network: nn.Module, input_shape: tuple[int, ...], sparsity: float, iterations: int) -> Masks:
+def prune(network: nn.Module, context: Context, sparsity: float, iterations: int) -> Masks:
     """Masks by iterated synaptic flow (the paper's algorithm 1).
 
     Parameters
     ----------
     network : nn.Module
         Left untouched.
-    input_shape : tuple of int
-        Of one example.
+    context : Context
+        Gives the signature.
     sparsity : float
         Share of zeros, in [0, 1).
     iterations : int
@@ -138,12 +122,14 @@ def prune(network: nn.Module, input_shape: tuple[int, ...], sparsity: float, ite
         If the flow overflows.
     """
     linear = linearized(network)
+    inputs = ones(linear, context)
     weights = prunable_weights(linear)
     kept: Masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
 
     def ranked() -> dict[str, Tensor]:
         # What is gone ranks below what is left but dead, so that nothing comes back.
-        return {name: score.masked_fill(~kept[name], -1.0) for name, score in flow(linear, input_shape).items()}
+        scores = flow(linear, inputs, context.signature)
+        return {name: score.masked_fill(~kept[name], -1.0) for name, score in scores.items()}
 
     for number in range(1, iterations):
         scores = ranked()
@@ -228,15 +214,23 @@ def _attention(
     return shares(products, -1) @ value
 
 
-def flow(linear: nn.Module, input_shape: tuple[int, ...]) -> dict[str, Tensor]:
+def ones(linear: nn.Module, context: Context) -> Tensors:
+    """One input of ones; integers, which index or mask, as :func:`methods.layers.inputs.made_up` has them."""
+    inputs = made_up(linear, context.signature, 1, split=context.data.get("train"))
+    return {name: torch.ones_like(x) if x.is_floating_point() else x for name, x in inputs.items()}
+
+
+def flow(linear: nn.Module, inputs: Tensors, signature: Signature) -> dict[str, Tensor]:
     """``|dR/dw * w|`` of every prunable weight, R the sum of the outputs on one input of ones.
 
     Parameters
     ----------
     linear : nn.Module
         From :func:`linearized`.
-    input_shape : tuple of int
-        Of one example.
+    inputs : Tensors
+        One example.
+    signature : Signature
+        How it is called.
 
     Raises
     ------
@@ -245,7 +239,8 @@ def flow(linear: nn.Module, input_shape: tuple[int, ...]) -> dict[str, Tensor]:
     """
     weights = prunable_weights(linear)
     with torch.enable_grad(), _PassOn():
-        total = linear(torch.ones(1, *input_shape, dtype=torch.float64)).sum()
+        outputs = call(linear, inputs, signature).values()
+        total = torch.stack([output.sum() for output in outputs if output.is_floating_point()]).sum()
         gradients = torch.autograd.grad(total, list(weights.values()), materialize_grads=True)
     scores = {
         name: (gradient * weight.detach()).abs()

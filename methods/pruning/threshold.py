@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 from pydantic import ConfigDict, Field
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 
 from harness.errors import Unsupported
 from methods.layers import masks
-from methods.layers.masks import MaskedTraining, Masks
-from methods.layers.prunable import no_weights, prunable_weights
+from methods.layers.masks import Masks
+from methods.layers.prunable import prunable_weights, require_weights, say_unreached
+from methods.layers.training import finetuning
 
 if TYPE_CHECKING:
     from harness.contracts import Context
@@ -62,8 +64,6 @@ class Threshold:
         Learning rate of the retraining, as a share of the baseline's.
     """
 
-    uses_scheme: ClassVar[bool] = False
-
     quality: Quality = 1.0
     quality_conv: Quality | None = None
     quality_linear: Quality | None = None
@@ -72,53 +72,45 @@ class Threshold:
     finetune_epochs: Annotated[int, Field(ge=0)] = 0
     finetune_lr_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
 
-    def unsupported(self, model: nn.Module, context: Context) -> str | None:
-        """A reason: no such layer, another number of layers, an emptied layer, or nothing to retrain on."""
-        weights = prunable_weights(model)
-        if reason := no_weights(weights):
-            return reason
-        if self.sparsity is not None and len(self.sparsity) != len(weights):
-            return (
-                f"sparsity has {len(self.sparsity)} shares, and the model has {len(weights)} layers that can be pruned "
-                f"({', '.join(weights)}): give one share for each, in this order"
-            )
-        if self.finetune_epochs and (reason := masks.untrainable(context, f"finetune_epochs={self.finetune_epochs}")):
-            return reason
-        return self._emptied(self._masks(model, _everything(weights), 1 if self.sparsity is None else self.rounds))
-
     def compress(self, model: nn.Module, context: Context) -> nn.Module:
         """Return a pruned copy of ``model``.
 
         Raises
         ------
         Unsupported
-            See :meth:`unsupported`; also if a later round's threshold would zero a whole layer.
+            If there is no such layer, ``sparsity`` has another number of layers, a round would zero a whole layer, or
+            there is nothing to retrain on.
         """
-        if reason := self.unsupported(model, context):
-            raise Unsupported(reason)
+        finetuning(context, self.finetune_epochs)
         pruned = copy.deepcopy(model)
         weights = prunable_weights(pruned)
-        kept = _everything(weights)
+        require_weights(weights)
+        if self.sparsity is not None and len(self.sparsity) != len(weights):
+            raise Unsupported(
+                f"sparsity has {len(self.sparsity)} shares, and the model has {len(weights)} layers that can be pruned "
+                f"({', '.join(weights)}): give one share for each, in this order"
+            )
+        say_unreached(pruned, weights.values(), context)
+        kept: Masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
+        if self.sparsity is not None:
+            self._refuse_emptied(self._masks(weights, kept, self.rounds), "")
         for number in range(1, self.rounds + 1):
-            kept = self._masks(pruned, kept, number)
-            if reason := self._emptied(kept):
-                raise Unsupported(f"round {number} of {self.rounds}: {reason}")
+            kept = self._masks(weights, kept, number)
+            self._refuse_emptied(kept, f"round {number} of {self.rounds}: " if number > 1 else "")
             masks.apply(weights, kept)
             context.progress((number - 1) / self.rounds, f"round {number}: {masks.shares(kept)}")
-            if self.finetune_epochs and context.recipe:
-                recipe = context.recipe.finetune(self.finetune_epochs, self.finetune_lr_scale)
-                MaskedTraining(masks=kept)(pruned, context, recipe)
+            masks.finetune(pruned, kept, context, self.finetune_epochs, self.finetune_lr_scale)
         return pruned
 
-    def _emptied(self, kept: Masks) -> str | None:
+    def _refuse_emptied(self, kept: Masks, when: str) -> None:
         if self.sparsity is not None:
-            return masks.emptied(kept, f"sparsity {list(self.sparsity)}", "lower the layer's share")
-        return masks.emptied(kept, "the threshold", "lower the quality")
+            masks.refuse_emptied(kept, f"{when}sparsity {list(self.sparsity)}", "lower the layer's share")
+        masks.refuse_emptied(kept, f"{when}the threshold", "lower the quality")
 
-    def _masks(self, model: nn.Module, kept: Masks, number: int) -> Masks:
+    def _masks(self, weights: Mapping[str, Tensor], kept: Masks, number: int) -> Masks:
         """After round ``number`` (from 1); ``kept`` are those of the round before."""
         found: Masks = {}
-        for index, (name, weight) in enumerate(prunable_weights(model).items()):
+        for index, (name, weight) in enumerate(weights.items()):
             magnitude = weight.detach().abs().masked_fill(~kept[name], -1.0)
             if self.sparsity is None:
                 found[name] = kept[name] & (magnitude >= self._threshold(weight, weight.detach()[kept[name]]))
@@ -131,7 +123,3 @@ class Threshold:
     def _threshold(self, weight: Tensor, left: Tensor) -> float:
         quality = self.quality_linear if weight.ndim == 2 else self.quality_conv
         return (self.quality if quality is None else quality) * left.double().std(correction=0).item()
-
-
-def _everything(weights: dict[str, nn.Parameter]) -> Masks:
-    return {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Annotated, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 import torch
 from pydantic import ConfigDict, Field, model_validator
@@ -12,10 +12,12 @@ from torch import nn
 
 from harness.errors import Unsupported
 from methods.layers import masks
-from methods.layers.activations import Layer, batched, columns, examples, matrix, unmatrix, visit
+from methods.layers.activations import Layer, batched, columns, matrix, unmatrix, visit
+from methods.layers.inputs import examples
 from methods.layers.masks import Masks
 from methods.layers.prunable import prunable_weights
-from methods.pruning.calibration import check_amount, finetuned, no_calibration, reasons, share_of_zeros, treatable
+from methods.layers.training import finetuning, train_split
+from methods.pruning.calibration import check_amount, left_out, share_of_zeros
 from methods.pruning.n_m import keep_n_of_m, left_dense
 
 if TYPE_CHECKING:
@@ -69,8 +71,6 @@ class Wanda:
         Of the recipe's learning rate.
     """
 
-    uses_scheme: ClassVar[bool] = False
-
     sparsity: Annotated[float, Field(ge=0, lt=1)] | None = None
     n: Annotated[int, Field(ge=1)] | None = None
     m: Annotated[int, Field(ge=2)] | None = None
@@ -88,34 +88,26 @@ class Wanda:
         """The share of zeros in every layer that is pruned."""
         return share_of_zeros(self.sparsity, self.n, self.m)
 
-    def unsupported(self, model: nn.Module, context: Context) -> str | None:
-        """A reason: no layer whose inputs can be seen, no data, a layer that would lose every weight."""
-        if reason := no_calibration(model, context, "wanda", self.m):
-            return reason
-        if self.n is None:
-            weights = prunable_weights(model)
-            for name in treatable(model, context, self.m):
-                row = weights[name][0].numel()
-                if _lost(row, self.share) == row:
-                    return f"sparsity {self.share:g} would zero all {row} weights of every row of {name!r}; lower it"
-        return masks.untrainable(context, f"finetune_epochs={self.finetune_epochs}") if self.finetune_epochs else None
-
     def compress(self, model: nn.Module, context: Context) -> nn.Module:
         """Return a copy of ``model`` with the lowest scores' weights zero.
 
         Raises
         ------
         Unsupported
-            See :meth:`unsupported`.
+            If there is no layer whose inputs can be seen, no data, or a layer would lose every weight.
         NotFinite
             If an activation is NaN or infinite on the calibration examples.
         """
-        if reason := self.unsupported(model, context):
-            raise Unsupported(reason)
-        if context.data is None:
-            raise Unsupported("wanda needs calibration data")
+        finetuning(context, self.finetune_epochs)
         pruned = copy.deepcopy(model)
-        left = reasons(pruned, context, self.m)
+        left = left_out(pruned, context, self.m)
+        if self.n is None:
+            for name, weight in prunable_weights(pruned).items():
+                row = weight[0].numel()
+                if name not in left and _lost(row, self.share) == row:
+                    raise Unsupported(
+                        f"sparsity {self.share:g} would zero all {row} weights of every row of {name!r}; lower it"
+                    )
         kept: Masks = {}
 
         def treat(name: str, layer: Layer, x: Tensor) -> None:
@@ -123,9 +115,10 @@ class Wanda:
                 kept[name] = self._mask(scores(layer, x), layer)
                 layer.weight.masked_fill_(~kept[name], 0.0)
 
-        visit(pruned, examples(context.data, self.examples, seed=context.seed)[0], treat)
+        batch = examples(train_split(context), self.examples, seed=context.seed)
+        visit(pruned, batch.inputs, context.signature, treat)
         context.progress(0.0, masks.shares(kept) + left_dense(left))
-        return finetuned(pruned, kept, context, self.finetune_epochs, self.finetune_lr_scale)
+        return masks.finetune(pruned, kept, context, self.finetune_epochs, self.finetune_lr_scale)
 
     def _mask(self, values: Tensor, layer: Layer) -> Tensor:
         if self.n is not None and self.m is not None:

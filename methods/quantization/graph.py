@@ -9,25 +9,42 @@ quantized for the integer layers that read them only, so that a float residual s
 from __future__ import annotations
 
 import copy
+import keyword
 import operator
+import re
 import traceback
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
 from torch.nn import functional as F
-from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from harness.contracts import Scheme
-from harness.errors import Unsupported
+from harness.errors import Unsupported, explanation
 from harness.quantized import ActivationQuantizer, QuantizedConv2d, QuantizedLinear
 
 _QUANTIZED = (ActivationQuantizer, QuantizedConv2d, QuantizedLinear)
 _INERT = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+_DROPOUT = frozenset(
+    f"{kind}dropout{axes}" for kind in ("", "alpha_", "feature_", "feature_alpha_") for axes in ("", "1d", "2d", "3d")
+) | {"stochastic_depth"}
+_DRAWS = frozenset(
+    {
+        "bernoulli", "bernoulli_", "cauchy_", "exponential_", "geometric_", "log_normal_", "multinomial", "normal",
+        "normal_", "poisson", "rand", "rand_like", "randint", "randint_like", "randn", "randn_like", "random_",
+        "randperm", "uniform_",
+    }
+)  # fmt: skip
+_RANDOM = (
+    "the forward pass draws random numbers in evaluation ({}), so that there is no one function to quantize; pass "
+    "training=self.training to a dropout"
+)
+_DESCRIPTIONS = ("dtype", "device", "shape", "ndim")
 _RELU = (nn.ReLU, nn.ReLU6, F.relu, F.relu6, torch.relu, "relu")
 _ADD = (operator.add, torch.add, "add")
 # These only move or select values, so that their output lies on the grid of their input.
@@ -86,25 +103,69 @@ def trace(model: nn.Module) -> fx.GraphModule:
     Raises
     ------
     Unsupported
-        If the model's Python code cannot be traced (the message names the place), or it is quantized already.
+        If the model's Python code cannot be traced (the message names the place), it draws random numbers, or it is
+        quantized already.
     """
     if any(isinstance(module, _QUANTIZED) for module in model.modules()):
         raise Unsupported("the model is quantized already")
     root = copy.deepcopy(model).eval()
     tracer = _Tracer()
+    randomness = torch.get_rng_state()
     try:
         graph = tracer.trace(root)
     except Exception as error:  # the model's own code runs here and may raise anything
         place = _place(error, type(root).__name__)
-        raise Unsupported(f"torch.fx cannot trace {place}: {type(error).__name__}: {_first_line(error)}") from error
-    traced = fx.GraphModule(root, graph, type(model).__name__)
+        raise Unsupported(f"torch.fx cannot trace {place}: {explanation(error)}") from error
+    if not torch.equal(randomness, torch.get_rng_state()):
+        # fx has made a constant of what was drawn.
+        torch.set_rng_state(randomness)
+        raise Unsupported(_RANDOM.format("a tensor that does not depend on the input"))
+    parts, paths = _named_plainly(root, graph)
+    traced = fx.GraphModule(parts, graph, type(model).__name__)
+    traced.meta["paths"] = paths
     _remove_inert(traced)
     _make_out_of_place(traced)
+    _read_descriptions(traced)
     _fold_batch_norm(traced)
     traced.delete_all_unused_submodules()
     traced.graph.lint()
     traced.recompile()
     return traced.eval()
+
+
+def _named_plainly(root: nn.Module, graph: fx.Graph) -> tuple[dict[str, Any], dict[str, str]]:
+    """What a graph uses of ``root`` by path, and the paths that these had before.
+
+    fx writes paths into source, and models are stored with plain names only: parts such as "class" and "conv-a" are
+    renamed, in the graph too.
+    """
+    used: dict[str, Any] = {}
+    renamed: dict[str, str] = {}
+    for node in graph.nodes:
+        if node.op not in ("call_module", "get_attr"):
+            continue
+        path = str(node.target)
+        if path not in renamed:
+            new = ".".join(part if _plain(part) else _made_plain(part) for part in path.split("."))
+            while new in used:
+                new += "_"
+            renamed[path] = new
+            used[new] = _part(root, path)
+        node.target = renamed[path]
+    return used, {new: old for old, new in renamed.items()}
+
+
+def _part(root: nn.Module, path: str) -> Any:
+    before, _, last = path.rpartition(".")
+    return getattr(root.get_submodule(before), last)
+
+
+def _made_plain(part: str) -> str:
+    return re.sub("[^A-Za-z0-9_]", "_", part).lstrip("_") + "_"
+
+
+def _plain(part: str) -> bool:
+    return bool(re.fullmatch("[A-Za-z0-9_]+", part)) and not keyword.iskeyword(part) and not part.startswith("__")
 
 
 def plan(graph: fx.GraphModule) -> Plan:
@@ -184,6 +245,7 @@ def insert(graph: fx.GraphModule, steps: Plan, ranges: Mapping[fx.Node, tuple[fl
         parent, _, attribute = name.rpartition(".")
         integer = QuantizedConv2d if isinstance(layer, nn.Conv2d) else QuantizedLinear
         setattr(graph.get_submodule(parent), attribute, integer(layer, quantizer.scale, scheme))  # type: ignore[arg-type]
+    _read_stored(graph)
     graph.graph.lint()
     graph.recompile()
     graph.eval()
@@ -233,19 +295,76 @@ def _why_float(graph: fx.GraphModule, node: fx.Node, calls: Counter[Any]) -> str
         return f"padding_mode={module.padding_mode!r}"
     if len(node.all_input_nodes) != 1:
         return "called with more than one tensor"
+    if _hooked(module):
+        return "it has hooks, which run around its product"
     return None
 
 
-def _remove_inert(graph: fx.GraphModule) -> None:
-    """Drop what does nothing in evaluation: dropout, identity, torchvision's stochastic depth."""
+def _read_stored(graph: fx.GraphModule) -> None:
+    """A forward pass that reads a quantized layer's weight or bias gets the float tensor that the stored one is."""
     for node in list(graph.graph.nodes):
-        inert_function = node.op == "call_function" and getattr(node.target, "__name__", "") in (
-            "stochastic_depth",
-            "dropout",
-        )
-        if inert_function or _is(graph, node, _INERT):
+        path, _, kind = str(node.target).rpartition(".")
+        if node.op != "get_attr" or not isinstance(graph.get_submodule(path), QuantizedConv2d | QuantizedLinear):
+            continue
+        scale = getattr(graph.get_submodule(path), f"{kind}_scale")
+        node.target = f"{path}.stored_{kind}"
+        if scale is None:
+            continue  # a bias that is stored as float
+        with graph.graph.inserting_after(node):
+            step = graph.graph.get_attr(f"{path}.{kind}_scale")
+        with graph.graph.inserting_after(step):
+            value = graph.graph.call_function(torch.ops.assay.dequantize.default, (node, step))
+        node.replace_all_uses_with(value, lambda user, value=value: user is not value)
+
+
+def _read_descriptions(graph: fx.GraphModule) -> None:
+    """Types, shapes and devices that a forward pass reads from parameters become constants."""
+    for node in list(graph.graph.nodes):
+        if node.op != "call_function" or node.target is not getattr or node.args[1] not in _DESCRIPTIONS:
+            continue
+        source = node.args[0]
+        if isinstance(source, fx.Node) and source.op == "get_attr":
+            value = getattr(_part(graph, str(source.target)), node.args[1])
+            for user in list(node.users):
+                _replace_argument(user, node, value)
+            graph.graph.erase_node(node)
+            if not source.users:
+                graph.graph.erase_node(source)
+
+
+def _replace_argument(user: fx.Node, old: fx.Node, value: Any) -> None:
+    def swap(argument: Any) -> Any:
+        return value if argument is old else argument
+
+    user.args = map_aggregate(user.args, swap)
+    user.kwargs = map_aggregate(user.kwargs, swap)
+
+
+def _remove_inert(graph: fx.GraphModule) -> None:
+    """Drop what does nothing in evaluation: dropout, identity, torchvision's stochastic depth.
+
+    Raises
+    ------
+    Unsupported
+        If an operation draws random numbers in evaluation.
+    """
+    for node in list(graph.graph.nodes):
+        name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
+        if node.op in ("call_function", "call_method") and (name in _DRAWS or (name in _DROPOUT and _drops(node))):
+            raise Unsupported(_RANDOM.format(f"{name}, node {node.name!r}"))
+        inert_module = node.op == "call_module" and type(graph.get_submodule(str(node.target))) in _INERT
+        if inert_module or (node.op == "call_function" and name in _DROPOUT):
             node.replace_all_uses_with(node.all_input_nodes[0])
             graph.graph.erase_node(node)
+
+
+def _drops(node: fx.Node) -> bool:
+    """Whether a call of a dropout function draws: it does unless it is told that this is no training."""
+    given = dict(enumerate(node.args)) | node.kwargs
+    place = 3 if "stochastic" in node.name else 2
+    training = given.get("training", given.get("train", given.get(place)))
+    share = given.get("p", given.get(1, 0.5))
+    return training is not False and not (isinstance(share, int | float) and share == 0)
 
 
 def _make_out_of_place(graph: fx.GraphModule) -> None:
@@ -267,29 +386,41 @@ def _fold_batch_norm(graph: fx.GraphModule) -> None:
     """Fold BatchNorm into the Conv2d or Linear before it, where each is called once and none reads between them."""
     modules = dict(graph.named_modules())
     calls = Counter(node.target for node in graph.graph.nodes if node.op == "call_module")
+    read = {str(node.target).rpartition(".")[0] for node in graph.graph.nodes if node.op == "get_attr"}
     for node in list(graph.graph.nodes):
-        if node.op != "call_module" or not isinstance(modules[node.target], nn.BatchNorm1d | nn.BatchNorm2d):
+        if node.op != "call_module" or type(modules[node.target]) not in (nn.BatchNorm1d, nn.BatchNorm2d):
             continue
         before = node.args[0]
         if before.op != "call_module" or len(before.users) != 1 or calls[node.target] > 1 or calls[before.target] > 1:
             continue
         layer, norm = modules[before.target], modules[node.target]
-        if norm.running_mean is None or norm.running_var is None:
-            continue
-        if type(layer) is nn.Conv2d:
-            folded: nn.Module = fuse_conv_bn_eval(layer, norm)
-        elif type(layer) is nn.Linear and isinstance(norm, nn.BatchNorm1d):
-            folded = fuse_linear_bn_eval(layer, norm)
-        else:
+        fits = type(layer) is (nn.Conv2d if isinstance(norm, nn.BatchNorm2d) else nn.Linear)
+        # Statistics of the batch are no constant; a layer that is read or has hooks is more than its product.
+        if not fits or norm.running_mean is None or before.target in read or _hooked(layer) or _hooked(norm):
             continue
         parent, _, attribute = before.target.rpartition(".")
-        setattr(graph.get_submodule(parent), attribute, folded)
+        setattr(graph.get_submodule(parent), attribute, _folded(layer, norm))
         node.replace_all_uses_with(before)
         graph.graph.erase_node(node)
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or "no message").splitlines()[0]
+def _folded(layer: nn.Module, norm: nn.Module) -> nn.Module:
+    """A copy of a Conv2d or Linear that does a BatchNorm's work too, with or without its scale and shift."""
+    folded = copy.deepcopy(layer)
+    mean, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
+    gain = torch.rsqrt(variance + cast("float", norm.eps))
+    if norm.weight is not None:
+        gain = gain * norm.get_parameter("weight").detach()
+    bias = layer.bias.detach() if isinstance(layer.bias, Tensor) else torch.zeros_like(mean)
+    shift = norm.get_parameter("bias").detach() if norm.bias is not None else torch.zeros_like(mean)
+    weight = layer.get_parameter("weight").detach()
+    folded.weight = nn.Parameter(weight * gain.view(-1, *[1] * (weight.ndim - 1)))
+    folded.bias = nn.Parameter((bias - mean) * gain + shift)
+    return folded
+
+
+def _hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _place(error: BaseException, model: str) -> str:

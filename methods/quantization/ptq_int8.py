@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar, Literal
+from dataclasses import asdict, fields, replace
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -12,8 +15,12 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, fx, nn
 
-from harness.contracts import Context, Data
+from harness.calling import call
+from harness.contracts import Context, Scheme, Split
 from harness.errors import NotFinite, Unsupported
+from harness.tasks.splits import cut
+from methods.layers.prunable import say_unreached
+from methods.layers.training import train_split
 from methods.quantization.graph import insert, plan, trace
 
 BINS = 8192
@@ -26,11 +33,12 @@ class PtqInt8:
 
     BatchNorm is folded into the layer before it; weights are symmetric per output channel in [-127, 127]; activations
     are affine per tensor with an exactly representable zero; the bias is int32 at ``s_w * s_x``. What of this a target
-    wants otherwise (:class:`harness.contracts.Scheme`) is followed. Quantized are the inputs of every ``Conv2d`` and
-    ``Linear``, the outputs of convolutions (after a ReLU that follows), and residual additions between those. A tensor
-    has one quantizer, at its source. The logits, normalisations other than BatchNorm, GELU, softmax and attention's own
-    products stay float; ``model.meta["kept_float"]`` of the result names every multiply-accumulate layer left out, with
-    the reason.
+    wants otherwise (:class:`harness.contracts.Scheme`) is followed, in the parameters that are left open.
+
+    The inputs of every ``Conv2d`` and ``Linear`` are quantized, the outputs of convolutions (after a ReLU that
+    follows), and residual additions between those. A tensor has one quantizer, at its source. The logits,
+    normalisations other than BatchNorm, GELU, softmax and attention's own products stay float;
+    ``model.meta["kept_float"]`` of the result names every multiply-accumulate layer left out, with the reason.
 
     Source: Jacob et al. 2018, §2-3; Krishnamoorthi 2018, §3.
 
@@ -45,6 +53,8 @@ class PtqInt8:
         Training examples, not augmented, drawn by the seed.
     batch_size : int
         Examples per calibration batch; does not change the result beyond float rounding.
+    activation, activation_symmetric, weight_per_channel, quantized_bias : optional
+        See :class:`harness.contracts.Scheme`; what is left open is the target's.
 
     Notes
     -----
@@ -59,24 +69,20 @@ class PtqInt8:
         }
     """
 
-    uses_scheme: ClassVar[bool] = True
-
     range: Literal["min-max", "percentile"] = "min-max"
     percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
     calibration_examples: Annotated[int, Field(gt=0)] = 512
     batch_size: Annotated[int, Field(gt=0)] = 64
 
-    def unsupported(self, model: nn.Module, context: Context) -> str | None:
-        """A reason why ``model`` cannot be quantized, or None."""
-        if context.data is None:
-            return "ptq-int8 needs calibration data, and this task has no training data"
-        try:
-            graph = trace(model)
-        except Unsupported as error:
-            return str(error)
-        if not plan(graph).layers:
-            return "ptq-int8 found no Conv2d or Linear layer that it can quantize"
-        return None
+    activation: Literal["u8", "s8"] | None = None
+    activation_symmetric: bool | None = None
+    weight_per_channel: bool | None = None
+    quantized_bias: bool | None = None
+
+    def targeting(self, scheme: Scheme) -> PtqInt8:
+        """The same method with what was left open as a target's kernels want it."""
+        open_ = {name: value for name, value in asdict(scheme).items() if getattr(self, name) is None}
+        return replace(self, **open_)
 
     def compress(self, model: nn.Module, context: Context) -> nn.Module:
         """Return the quantized model, an ``fx.GraphModule`` in evaluation mode; ``model`` is left untouched.
@@ -84,29 +90,37 @@ class PtqInt8:
         Raises
         ------
         Unsupported
-            See :meth:`unsupported`.
+            If there are no calibration data, the forward pass cannot be traced or is random, or there is no layer that
+            can be quantized.
         NotFinite
             If an activation is NaN or infinite on the calibration data.
         """
-        reason = self.unsupported(model, context)
-        if context.data is None or reason is not None:
-            raise Unsupported(reason)
+        split = train_split(context, "calibration")
         graph = trace(model)
         steps = plan(graph)
-        ranges = self._observe(graph, steps.observed, context.data, context)
-        insert(graph, steps, ranges, context.scheme)
+        if not steps.layers:
+            kept = "; ".join(f"{name}: {reason}" for name, reason in list(steps.kept_float.items())[:4])
+            named = f" ({kept})" if kept else ""
+            raise Unsupported(f"there is no Conv2d or Linear layer that can be quantized{named}")
+        paths = graph.meta.pop("paths")
+        treated = [model.get_submodule(paths[str(node.target)]).get_parameter("weight") for node in steps.layers]
+        say_unreached(model, treated, context)
+        ranges = self._observe(graph, steps.observed, split, context)
+        given = {field.name: getattr(self, field.name) for field in fields(Scheme)}
+        scheme = Scheme(**{name: value for name, value in given.items() if value is not None})
+        insert(graph, steps, ranges, scheme)
         graph.meta["kept_float"] = dict(steps.kept_float)
         context.progress(1.0, f"{len(steps.layers)} layers in int8, {len(steps.kept_float)} in float")
         return graph
 
     def _observe(
-        self, graph: fx.GraphModule, observed: list[fx.Node], data: Data, context: Context
+        self, graph: fx.GraphModule, observed: list[fx.Node], split: Split, context: Context
     ) -> dict[fx.Node, tuple[float, float]]:
-        total = min(self.calibration_examples, data.train_size)
+        total = min(self.calibration_examples, split.size)
         passes = 2 if self.range == "percentile" else 1
         low = dict.fromkeys(observed, math.inf)
         high = dict.fromkeys(observed, -math.inf)
-        for number, (node, value) in enumerate(self._values(graph, observed, data, context)):
+        for number, (node, value) in enumerate(self._values(graph, observed, split, context)):
             if not bool(torch.isfinite(value).all()):
                 raise NotFinite(f"Calibration: the output of {node.name!r} holds NaN or infinity.")
             low[node] = min(low[node], value.min().item())
@@ -115,32 +129,47 @@ class PtqInt8:
         if self.range == "min-max":
             return {node: (low[node], high[node]) for node in observed}
         counts = {node: torch.zeros(BINS, dtype=torch.float64) for node in observed}
-        for node, value in self._values(graph, observed, data, context):
+        for node, value in self._values(graph, observed, split, context):
             if low[node] < high[node]:
                 counts[node] += torch.histc(value.float(), BINS, low[node], high[node]).double()
         return {node: percentile_range(counts[node], low[node], high[node], self.percentile) for node in observed}
 
     def _values(
-        self, graph: fx.GraphModule, observed: list[fx.Node], data: Data, context: Context
+        self, graph: fx.GraphModule, observed: list[fx.Node], split: Split, context: Context
     ) -> Iterator[tuple[fx.Node, Tensor]]:
         left = self.calibration_examples
-        for inputs, _ in data.train(self.batch_size, seed=context.seed, shuffle=True, augment=False):
+        for batch in split.batches(self.batch_size, seed=context.seed):
+            recorder = _Recorder(graph, set(observed))
             with torch.inference_mode():
-                recorder = _Recorder(graph, set(observed))
-                recorder.run(inputs[:left])
+                call(recorder, cut(batch, 0, left).inputs, context.signature)
             yield from ((node, recorder.seen[node]) for node in observed)
-            left -= len(inputs)
+            left -= len(batch)
             if left <= 0:
                 return
 
 
-class _Recorder(fx.Interpreter):
-    """Runs a graph and keeps the values of some of its nodes."""
+class _Recorder(nn.Module):
+    """Runs a graph node by node and keeps the values of some of them; called as the graph is."""
 
     def __init__(self, graph: fx.GraphModule, wanted: set[fx.Node]) -> None:
-        super().__init__(graph)
-        self.wanted = wanted
+        super().__init__()
         self.seen: dict[fx.Node, Tensor] = {}
+        interpreter = _Interpreter(graph, wanted, self.seen)
+        parameters = inspect.signature(graph.forward)
+
+        @functools.wraps(graph.forward)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            bound = parameters.bind(*args, **kwargs)
+            bound.apply_defaults()
+            return interpreter.run(*bound.args)
+
+        self.forward = forward
+
+
+class _Interpreter(fx.Interpreter):
+    def __init__(self, graph: fx.GraphModule, wanted: set[fx.Node], seen: dict[fx.Node, Tensor]) -> None:
+        super().__init__(graph)
+        self.wanted, self.seen = wanted, seen
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one node; a copy is kept, as a later operation may work in place."""

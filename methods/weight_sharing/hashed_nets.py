@@ -7,7 +7,7 @@ import functools
 import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,14 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness.errors import Unsupported
-from methods.layers import masks
 from methods.layers.attention import HeadAttention
-from methods.layers.prunable import PROJECTIONS, no_weights, prunable_weights
+from methods.layers.prunable import PROJECTIONS, prunable_weights, require_weights, say_unreached
+from methods.layers.training import finetuning, from_scratch, training
 from methods.weight_sharing import tied
 
 if TYPE_CHECKING:
-    from harness.contracts import Context
-    from harness.training import Recipe
+    from harness.contracts import Context, Recipe, Trainer
 
 
 def hashes(count: int, salt: int) -> npt.NDArray[np.uint64]:
@@ -223,8 +222,6 @@ class HashedNets:
         Epochs of fine-tuning, with ``recipe.finetune``, where ``from_scratch`` is False.
     """
 
-    uses_scheme: ClassVar[bool] = False
-
     compression: Annotated[float, Field(ge=1)] = 8.0
     hash_last: bool = True
     from_scratch: bool = True
@@ -232,43 +229,30 @@ class HashedNets:
     lr_scale: Annotated[float, Field(gt=0)] = 1.0
     finetune_epochs: Annotated[int, Field(ge=0)] = 0
 
-    def unsupported(self, model: nn.Module, context: Context) -> str | None:
-        """A reason: no such layer, one of another kind, or no training where it is asked for."""
-        if reason := no_weights(prunable_weights(model)):
-            return reason
-        layers = self._layers(model)
-        if not layers:
-            return "the model has one layer, which hash_last=False leaves as it is; use hash_last=True"
-        for layer in layers:
-            if not isinstance(layer.module, nn.Linear | nn.Conv2d) and type(layer.module) not in _ATTENTION:
-                kind = type(layer.module).__name__
-                return f"layer {layer.name!r} is a {kind}; only linear layers and 2-D convolutions are hashed"
-            if isinstance(layer.module, nn.Conv2d) and layer.module.padding_mode != "zeros":
-                return f"layer {layer.name!r} pads with {layer.module.padding_mode!r}; only zeros are supported"
-        if self.from_scratch:
-            if reason := masks.untrainable(context, "from_scratch=True", fresh=True):
-                return f"{reason}; use from_scratch=False"
-            fresh = context.fresh() if context.fresh else model
-            if _shapes(fresh) != _shapes(model):
-                return (
-                    "the layers of the model given are not those of the task's untrained network, so that it cannot "
-                    "be trained from scratch; use from_scratch=False"
-                )
-            return None
-        return masks.untrainable(context, f"finetune_epochs={self.finetune_epochs}") if self.finetune_epochs else None
-
     def compress(self, model: nn.Module, context: Context) -> nn.Module:
         """Return a model with hashed layers, trained.
 
         Raises
         ------
         Unsupported
-            See :meth:`unsupported`.
+            If there is no such layer, one is of another kind, or there is no training where it is asked for.
         """
-        if reason := self.unsupported(model, context):
-            raise Unsupported(reason)
-        fresh = self.from_scratch and context.fresh is not None
-        network = context.fresh() if fresh and context.fresh else copy.deepcopy(model)
+        require_weights(prunable_weights(model))
+        layers = self._layers(model)
+        if not layers:
+            raise Unsupported("the model has one layer, which hash_last=False leaves as it is; use hash_last=True")
+        for layer in layers:
+            if not isinstance(layer.module, nn.Linear | nn.Conv2d) and type(layer.module) not in _ATTENTION:
+                kind = type(layer.module).__name__
+                raise Unsupported(
+                    f"layer {layer.name!r} is a {kind}; only linear layers and 2-D convolutions are hashed"
+                )
+            if isinstance(layer.module, nn.Conv2d) and layer.module.padding_mode != "zeros":
+                raise Unsupported(
+                    f"layer {layer.name!r} pads with {layer.module.padding_mode!r}; only zeros are supported"
+                )
+        network, fit, recipe = self._start(model, context)
+        say_unreached(model, [layer.weight for layer in layers], context)
         virtual = sum(layer.weight.numel() for layer in self._layers(network))
         hashed = self._hashed(network, context.seed)
         real = {
@@ -278,18 +262,27 @@ class HashedNets:
             if isinstance(module, _Hashed | _HashedProjections) and name.endswith("real")
         }
         context.progress(0.0, f"{sum(real.values())} real weights for {virtual} virtual ones")
-        recipe = self._recipe(context.recipe)
-        if recipe is not None and recipe.epochs and context.trainer:
-            context.trainer(hashed, recipe)
+        if fit and recipe and recipe.epochs:
+            fit(hashed, recipe)
         return hashed.train(model.training)
 
-    def _recipe(self, recipe: Recipe | None) -> Recipe | None:
-        if recipe is None:
-            return None
+    def _start(self, model: nn.Module, context: Context) -> tuple[nn.Module, Trainer | None, Recipe | None]:
+        """The network to hash, and how it is trained afterwards."""
         if not self.from_scratch:
-            return recipe.finetune(self.finetune_epochs)
-        epochs = recipe.epochs if self.epochs is None else self.epochs
-        return replace(recipe, epochs=epochs, lr=recipe.lr * self.lr_scale)
+            tuning = finetuning(context, self.finetune_epochs)
+            recipe = tuning.recipe.finetune(self.finetune_epochs) if tuning else None
+            return copy.deepcopy(model), tuning.fit if tuning else None, recipe
+        try:
+            network, recipe = from_scratch(context, self.epochs, "from_scratch=True")
+        except Unsupported as error:
+            raise Unsupported(f"{error}; use from_scratch=False") from error
+        if _shapes(network) != _shapes(model):
+            raise Unsupported(
+                "the layers of the model given are not those of the task's untrained network, so that it cannot be "
+                "trained from scratch; use from_scratch=False"
+            )
+        fit = training(context).fit
+        return network, fit, replace(recipe, lr=recipe.lr * self.lr_scale)
 
     def _layers(self, model: nn.Module) -> list[tied.Layer]:
         layers = tied.layers(model)

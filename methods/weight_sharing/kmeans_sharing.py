@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import torch
@@ -13,15 +13,14 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from harness.errors import Unsupported
-from methods.layers import masks
-from methods.layers.prunable import no_weights
+from methods.layers.prunable import require_weights, say_unreached
+from methods.layers.training import finetuning
 from methods.weight_sharing import tied
 from methods.weight_sharing.kmeans1d import Init, cluster, count_sorted
 from methods.weight_sharing.tied import Layer, Shared
 
 if TYPE_CHECKING:
-    from harness.contracts import Context
-    from harness.training import Recipe
+    from harness.contracts import Context, Recipe
 
 Bits = Annotated[int, Field(ge=1, le=16)]
 
@@ -78,8 +77,6 @@ class KMeansSharing:
         Adam's learning rate for it.
     """
 
-    uses_scheme: ClassVar[bool] = False
-
     bits: Bits = 5
     conv_bits: Bits | None = None
     linear_bits: Bits | None = None
@@ -95,27 +92,21 @@ class KMeansSharing:
         own = self.conv_bits if isinstance(layer, nn.modules.conv._ConvNd) else self.linear_bits
         return self.clusters or 2 ** (self.bits if own is None else own)
 
-    def unsupported(self, model: nn.Module, context: Context) -> str | None:
-        """A reason: no such layer, one with fewer different weights than clusters, or nothing to fine-tune on."""
-        layers = tied.layers(model)
-        if not layers:
-            return no_weights({})
-        for layer in layers:
-            if reason := self._too_many(layer):
-                return reason
-        return masks.untrainable(context, f"finetune_epochs={self.finetune_epochs}") if self.finetune_epochs else None
-
     def compress(self, model: nn.Module, context: Context) -> nn.Module:
         """Return a copy of ``model`` whose layers hold at most as many different non-zero weights as entries.
 
         Raises
         ------
         Unsupported
-            See :meth:`unsupported`.
+            If there is no such layer, one has fewer different weights than clusters, or there is nothing to fine-tune
+            on.
         """
-        if reason := self.unsupported(model, context):
-            raise Unsupported(reason)
+        tuning = finetuning(context, self.finetune_epochs)
         layers = tied.layers(model)
+        require_weights({layer.name: layer.weight for layer in layers})
+        for layer in layers:
+            self._refuse_too_many(layer)
+        say_unreached(model, [layer.weight for layer in layers], context)
         shared: dict[str, Shared] = {}
         report = []
         for done, layer in enumerate(layers):
@@ -125,8 +116,8 @@ class KMeansSharing:
             energy = float(layer.weight.detach().double().square().sum())
             report.append(f"{layer.name} {part.codebook.numel()} ({distortion / energy if energy else 0.0:.1e})")
         context.progress(0.5, "codebook entries (relative squared error): " + ", ".join(report))
-        if self.finetune_epochs and context.recipe:
-            tuned, _ = tied.train(model, shared, context, self._recipe(context.recipe), mean=False, others=True)
+        if tuning:
+            tuned, _ = tied.train(model, shared, context, self._recipe(tuning.recipe), mean=False, others=True)
             return tuned
         return tied.write(copy.deepcopy(model), shared)
 
@@ -138,22 +129,21 @@ class KMeansSharing:
         values = weight.detach().cpu().contiguous().float().numpy()
         return [values.reshape(-1)] if self.scope == "layer" else list(values.reshape(len(values), -1))
 
-    def _too_many(self, layer: Layer) -> str | None:
+    def _refuse_too_many(self, layer: Layer) -> None:
         k, name = self.entries(layer.module), layer.name
         for number, row in enumerate(self._rows(layer.weight)):
             used = row[row != 0] if self.keep_zeros else row
             if not len(used) and self.keep_zeros:
                 continue  # an empty channel, or layer, has nothing to share
             if not np.isfinite(used).all():
-                return f"layer {name!r} has weights that are NaN or infinite"
+                raise Unsupported(f"layer {name!r} has weights that are NaN or infinite")
             if (distinct := count_sorted(np.sort(used))) < k:
                 where = f"layer {name!r}" if self.scope == "layer" else f"channel {number} of layer {name!r}"
                 kind = "non-zero " if self.keep_zeros else ""
-                return (
+                raise Unsupported(
                     f"{k} clusters are more than the {distinct} different {kind}weights of {where}; "
                     f"use fewer bits or clusters (at most {distinct} there)"
                 )
-        return None
 
     def _share(self, layer: Layer, seed: int) -> tuple[Shared, float]:
         """The weight's codebook (rows one after another) and the sum of squared errors."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from pydantic import ConfigDict, Field
@@ -13,16 +12,21 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from harness.calling import call
 from harness.errors import Unsupported
-from methods.layers import masks
-from methods.layers.activations import projection_inputs
-from methods.layers.attention import exchangeable, written_out
-from methods.layers.prunable import PROJECTIONS, Attention, no_weights
+from harness.tasks.splits import cut
+from methods.layers.activations import untouched, walk
+from methods.layers.inputs import examples
+from methods.layers.prunable import Attention, require_weights, say_unreached
+from methods.layers.training import finetuning, imitation, train_split, training
 from methods.weight_sharing import tied
 from methods.weight_sharing.tied import Layer, Shared
 
 if TYPE_CHECKING:
     from harness.contracts import Context
+
+_PART = 32
+"""Examples that the network is run on at once: their unfolded inputs are held."""
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -48,7 +52,8 @@ class ProductQuantization:
     paper, a network's first layer if it is a k x k convolution, unless ``quantize_first``.
 
     Fine-tuning moves the codebooks only, by stochastic gradient descent with the mean of the gradients of an entry's
-    blocks, to imitate the outputs of the model given (KL divergence): after each layer (``layer_epochs``), and of all
+    blocks, to imitate the outputs of the task's original model (KL divergence of classes, squared difference of other
+    outputs): after each layer (``layer_epochs``), and of all
     layers together (``finetune_epochs``, with the running statistics of batch normalisation following). The
     network keeps plain layers.
 
@@ -107,8 +112,6 @@ class ProductQuantization:
         Learning rate of both, with a cosine schedule and momentum 0.9.
     """
 
-    uses_scheme: ClassVar[bool] = False
-
     centroids: Annotated[int, Field(ge=2, le=2**16)] = 256
     linear_centroids: Annotated[int, Field(ge=2, le=2**16)] | None = None
     block: Annotated[int, Field(ge=1, le=64)] = 4
@@ -122,51 +125,34 @@ class ProductQuantization:
     finetune_epochs: Annotated[int, Field(ge=0)] = 0
     finetune_lr: Annotated[float, Field(gt=0)] = 0.1
 
-    def unsupported(self, model: nn.Module, context: Context) -> str | None:
-        """A reason: no layer to quantize, one of another kind, no data for activations or for fine-tuning."""
-        layers = tied.layers(model)
-        if reason := no_weights({layer.name: layer.weight for layer in layers}):
-            return reason
-        for layer in layers:
-            if not isinstance(layer.module, nn.Linear | nn.Conv2d | Attention):
-                kind = type(layer.module).__name__
-                return f"layer {layer.name!r} is a {kind}; only linear layers and 2-D convolutions are quantized"
-            if not layer.weight.isfinite().all():
-                return f"layer {layer.name!r} has weights that are NaN or infinite"
-        if not self._layers(model):
-            return (
-                f"no layer has the 8 blocks that quantization needs at least (layer {layers[-1].name!r} has "
-                f"{layers[-1].weight.numel() // self.width(layers[-1])}); use a smaller block or quantize_first=True"
-            )
-        if self.activation_aware:
-            if context.data is None:
-                return "activation_aware=True needs a task with training data; use activation_aware=False"
-            for name, module in model.named_modules():
-                if isinstance(module, nn.MultiheadAttention) and not exchangeable(module):
-                    return (
-                        f"the inputs of {name}.out_proj cannot be seen, because {name!r} ({type(module).__name__}) "
-                        "reads its weight without calling it; use activation_aware=False"
-                    )
-        for setting in ("layer_epochs", "finetune_epochs"):
-            if getattr(self, setting) and (reason := masks.untrainable(context, f"{setting}={getattr(self, setting)}")):
-                return reason
-        return None
-
     def compress(self, model: nn.Module, context: Context) -> nn.Module:
         """Return a copy of ``model`` whose layers hold at most as many different blocks as their codebook.
 
         Raises
         ------
         Unsupported
-            See :meth:`unsupported`; also for a layer that the network does not call, and, where activations are
-            taken, for a packed projection whose queries, keys and values come from different inputs.
+            If there is no layer to quantize, one is of another kind, or there are no data for activations or for
+            fine-tuning; where activations are taken, also for a layer whose inputs cannot be seen.
         """
-        if reason := self.unsupported(model, context):
-            raise Unsupported(reason)
+        for setting in ("layer_epochs", "finetune_epochs"):
+            finetuning(context, getattr(self, setting), setting)
+        self._refuse(model)
+        chosen = self._layers(model)
+        if self.activation_aware:
+            if "train" not in context.data:
+                raise Unsupported("activation_aware=True needs a task with training data; use activation_aware=False")
+            unseen = untouched(model, context)
+            for layer in chosen:
+                if layer.name in unseen:
+                    raise Unsupported(
+                        f"the inputs of layer {layer.name!r} are not known ({unseen[layer.name]}); use "
+                        "activation_aware=False"
+                    )
+        say_unreached(model, [layer.weight for layer in chosen], context)
         student = copy.deepcopy(model).eval()
         generator = torch.Generator().manual_seed(context.seed)
         shared: dict[str, Shared] = {}
-        names = [layer.name for layer in self._layers(model)]
+        names = [layer.name for layer in chosen]
         for done, name in enumerate(names):
             layer = next(layer for layer in self._layers(student) if layer.name == name)
             width = self.width(layer)
@@ -178,11 +164,28 @@ class ProductQuantization:
                 f"{name}: {len(shared[layer.key].codebook)} vectors of {width} weights, relative error {error:.1e}",
             )
             if self.layer_epochs:
-                student, tuned = self._tune(student, model, {layer.key: shared[layer.key]}, self.layer_epochs, context)
+                student, tuned = self._tune(student, {layer.key: shared[layer.key]}, self.layer_epochs, context)
                 shared |= tuned
         if self.finetune_epochs:
-            student, _ = self._tune(student, model, shared, self.finetune_epochs, context)
+            student, _ = self._tune(student, shared, self.finetune_epochs, context)
         return student.train(model.training)
+
+    def _refuse(self, model: nn.Module) -> None:
+        layers = tied.layers(model)
+        require_weights({layer.name: layer.weight for layer in layers})
+        for layer in layers:
+            if not isinstance(layer.module, nn.Linear | nn.Conv2d | Attention):
+                kind = type(layer.module).__name__
+                raise Unsupported(
+                    f"layer {layer.name!r} is a {kind}; only linear layers and 2-D convolutions are quantized"
+                )
+            if not layer.weight.isfinite().all():
+                raise Unsupported(f"layer {layer.name!r} has weights that are NaN or infinite")
+        if not self._layers(model):
+            raise Unsupported(
+                f"no layer has the 8 blocks that quantization needs at least (layer {layers[-1].name!r} has "
+                f"{layers[-1].weight.numel() // self.width(layers[-1])}); use a smaller block or quantize_first=True"
+            )
 
     def width(self, layer: Layer) -> int:
         """Weights in a block of this layer."""
@@ -211,52 +214,22 @@ class ProductQuantization:
         """``E[x x']`` of the inputs that blocks see, float64 (positions, width, width); one position where pooled."""
         if not self.activation_aware:
             return torch.eye(width, dtype=torch.float64)[None]
-        assert context.data is not None  # noqa: S101  (for the type checker: unsupported() has looked)
-        module, sums, rows = layer.module, torch.zeros(1, width, width, dtype=torch.float64), 0
+        sums, rows = torch.zeros(1, width, width, dtype=torch.float64), 0
 
-        def add(x: Tensor) -> None:
+        def add(name: str, module: nn.Module, x: Tensor) -> None:
             nonlocal sums, rows
-            blocks = _blocks(module, x.detach(), width).double()
+            if name != layer.name:
+                return
+            blocks = _blocks(module, x, width).double()
             if self.moments == "pooled":
                 blocks = blocks.reshape(-1, 1, width)
             sums = sums + blocks.permute(1, 2, 0) @ blocks.transpose(0, 1)
             rows += len(blocks)
 
-        def attending(called: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-            seen = projection_inputs(inputs, keywords)
-            for kind in PROJECTIONS:
-                if getattr(called, kind, None) is layer.weight:
-                    if kind not in seen:
-                        raise Unsupported(
-                            f"layer {layer.name!r} reads its queries, keys and values from different inputs, so that "
-                            "it has no inputs of its own; use activation_aware=False"
-                        )
-                    add(seen[kind])
-
-        with written_out(network) as running:
-            if isinstance(module, Attention):
-                readers = [part for part in running.modules() if isinstance(part, Attention)]
-                handles = [part.register_forward_pre_hook(attending, with_kwargs=True) for part in readers]
-            else:
-                # What attention calls instead of its output projection has the same weight.
-                present = {id(part) for part in running.modules()}
-                places = [module] if id(module) in present else _with_weight(running, layer.weight)
-                handles = [part.register_forward_pre_hook(lambda _, inputs: add(inputs[0])) for part in places]
-            try:
-                left = self.calibration
-                with torch.no_grad():
-                    for x, _ in context.data.train(32, seed=context.seed, shuffle=True, augment=False):
-                        running(x[:left])
-                        left -= len(x[:left])
-                        if left <= 0:
-                            break
-            finally:
-                for handle in handles:
-                    handle.remove()
-        if not rows:
-            raise Unsupported(
-                f"layer {layer.name!r} is never called, so that its inputs are not known; use activation_aware=False"
-            )
+        batch = examples(train_split(context, "activation_aware=True"), self.calibration, seed=context.seed)
+        with walk(network, add) as running:
+            for start in range(0, len(batch), _PART):
+                call(running, cut(batch, start, start + _PART).inputs, context.signature)
         return sums / rows
 
     def _quantize(self, layer: Layer, metric: Tensor, generator: torch.Generator) -> tuple[Shared, float]:
@@ -272,29 +245,11 @@ class ProductQuantization:
         return Shared(codebook=codebook.view(-1, width), index=index + 1, shape=weight.shape), float(error)
 
     def _tune(
-        self, student: nn.Module, teacher: nn.Module, shared: dict[str, Shared], epochs: int, context: Context
+        self, student: nn.Module, shared: dict[str, Shared], epochs: int, context: Context
     ) -> tuple[nn.Module, dict[str, Shared]]:
-        assert context.recipe is not None  # noqa: S101  (for the type checker: unsupported() has looked)
-        recipe = replace(
-            context.recipe.finetune(epochs), optimizer="sgd", momentum=0.9, nesterov=False, lr=self.finetune_lr
-        )
-        return tied.train(student, shared, context, recipe, mean=True, others=False, loss=_imitate(teacher))
-
-
-def _imitate(teacher: nn.Module) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
-    """KL divergence of the student's predictions from the teacher's, in nats, mean over examples."""
-    teacher = copy.deepcopy(teacher).eval().requires_grad_(False)
-
-    def loss(model: nn.Module, x: Tensor, _: Tensor) -> Tensor:
-        with torch.no_grad():
-            expected = F.log_softmax(teacher(x), 1)
-        return F.kl_div(F.log_softmax(model(x), 1), expected, reduction="batchmean", log_target=True)
-
-    return loss
-
-
-def _with_weight(model: nn.Module, weight: nn.Parameter) -> list[nn.Module]:
-    return [module for module in model.modules() if getattr(module, "weight", None) is weight]
+        recipe = training(context, "fine-tuning codebooks").recipe.finetune(epochs)
+        recipe = replace(recipe, optimizer="sgd", momentum=0.9, nesterov=False, lr=self.finetune_lr)
+        return tied.train(student, shared, context, recipe, mean=True, others=False, loss=imitation(context))
 
 
 def _blocks(module: nn.Module, x: Tensor, width: int) -> Tensor:

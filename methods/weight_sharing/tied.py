@@ -8,6 +8,7 @@ see the codebooks alone. Afterwards the values are written back into plain layer
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from harness.errors import Unsupported
+from harness.calling import call
 from methods.layers.prunable import prunable_weights
+from methods.layers.training import training
 
 if TYPE_CHECKING:
-    from harness.contracts import Context
-    from harness.training import Recipe
+    from harness.contracts import Batch, Context, Recipe, Tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,24 +128,22 @@ def gather(codebook: Tensor, index: Tensor, shape: torch.Size, *, mean: bool) ->
 
 
 class _Tied(nn.Module):
-    """A network whose shared weights are made from their codebooks in every forward pass."""
+    """A network whose shared weights are made from their codebooks in every forward pass; called as the network is."""
 
     def __init__(self, network: nn.Module, shared: Mapping[str, Shared], mean: bool) -> None:
         super().__init__()
         self.network = network
-        self.mean = mean
-        self.names = tuple(shared)
         self.codebooks = nn.ParameterList(nn.Parameter(part.codebook.flatten().clone()) for part in shared.values())
-        self.parts = tuple(shared.values())
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The network's outputs."""
-        weights = {
-            name: gather(codebook.view(part.codebook.shape), part.index, part.shape, mean=self.mean)
-            for name, codebook, part in zip(self.names, self.codebooks, self.parts, strict=True)
-        }
-        out: Tensor = torch.func.functional_call(self.network, weights, (x,))
-        return out
+        @functools.wraps(network.forward)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            weights = {
+                name: gather(codebook.view(part.codebook.shape), part.index, part.shape, mean=mean)
+                for (name, part), codebook in zip(shared.items(), self.codebooks, strict=True)
+            }
+            return torch.func.functional_call(network, weights, args, kwargs)
+
+        self.forward = forward
 
 
 def write(model: nn.Module, shared: Mapping[str, Shared]) -> nn.Module:
@@ -171,7 +170,7 @@ def train(
     *,
     mean: bool,
     others: bool,
-    loss: Callable[[nn.Module, Tensor, Tensor], Tensor] | None = None,
+    loss: Callable[[Tensors, Batch], Tensor] | None = None,
 ) -> tuple[nn.Module, dict[str, Shared]]:
     """Train codebooks, with every weight's entry fixed.
 
@@ -184,7 +183,7 @@ def train(
     shared : mapping
         By the parameter's name.
     context : Context
-        Gives the trainer.
+        Gives the trainer and the loss.
     recipe : Recipe
         How.
     mean : bool
@@ -193,7 +192,7 @@ def train(
         Whether the network's other parameters (biases, normalisation) are trained as well. Running statistics of
         batch normalisation follow the data in any case.
     loss : callable, optional
-        ``loss(model, x, y)`` instead of the cross-entropy.
+        ``loss(outputs, batch)`` instead of the task's.
 
     Returns
     -------
@@ -203,15 +202,19 @@ def train(
     Raises
     ------
     Unsupported
-        If the context has no trainer.
+        If there is nothing to train on.
     """
-    if context.trainer is None:
-        raise Unsupported("training codebooks needs a task with training data")
+    fit = training(context, "training codebooks").fit
     network = copy.deepcopy(model)
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(others and parameter.requires_grad and name not in shared)
     tied = _Tied(network, shared, mean)
-    context.trainer(tied, recipe, loss=loss)
+
+    def objective(model: nn.Module, batch: Batch) -> Tensor:
+        assert loss is not None  # noqa: S101  (for the type checker: it is only used where there is one)
+        return loss(call(model, batch.inputs, context.signature), batch)
+
+    fit(tied, recipe, objective=objective if loss else None)
     after = {
         name: Shared(codebook=codebook.detach().view(part.codebook.shape).clone(), index=part.index, shape=part.shape)
         for (name, part), codebook in zip(shared.items(), tied.codebooks, strict=True)

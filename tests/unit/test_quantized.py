@@ -112,25 +112,25 @@ def test_integer_layers_store_the_grid_and_compute_its_function(
     flat = np.abs(weight).reshape(len(weight), -1)
     scale = (flat.max(1) if scheme.weight_per_channel else flat.max()) / 127
     assert quantized.weight_scale.numpy() == pytest.approx(scale, rel=1e-6)
-    assert quantized.weight.dtype == torch.int8
+    assert quantized.stored_weight.dtype == torch.int8
     shaped = np.reshape(scale, (-1, *[1] * (weight.ndim - 1)))
     expected = np.rint(weight / shaped)
-    assert np.abs(quantized.weight.numpy() - expected).max() <= 1  # ties
-    assert np.mean(quantized.weight.numpy() != expected) < 0.01
-    assert quantized.weight.abs().max() == 127
+    assert np.abs(quantized.stored_weight.numpy() - expected).max() <= 1  # ties
+    assert np.mean(quantized.stored_weight.numpy() != expected) < 0.01
+    assert quantized.stored_weight.abs().max() == 127
     if layer.bias is None:
-        assert quantized.bias is None
+        assert quantized.stored_bias is None
     elif scheme.quantized_bias:
-        assert quantized.bias is not None
-        assert quantized.bias.dtype == torch.int32
+        assert quantized.stored_bias is not None
+        assert quantized.stored_bias.dtype == torch.int32
         step = scale * float(s_x)
-        assert quantized.bias.numpy() == pytest.approx(np.rint(layer.bias.detach().numpy() / step), abs=1)
+        assert quantized.stored_bias.numpy() == pytest.approx(np.rint(layer.bias.detach().numpy() / step), abs=1)
         assert torch.equal(quantized.bias_scale, s_x * quantized.weight_scale)
     else:
-        assert quantized.bias is not None
-        assert torch.equal(quantized.bias, layer.bias.detach())
+        assert quantized.stored_bias is not None
+        assert torch.equal(quantized.stored_bias, layer.bias.detach())
     x = torch.randn(shape)
-    stored_weight = torch.tensor(quantized.weight.numpy() * shaped, dtype=torch.float32)
+    stored_weight = torch.tensor(quantized.stored_weight.numpy() * shaped, dtype=torch.float32)
     bias = quantized.float_bias()
     if isinstance(layer, nn.Conv2d):
         wanted = F.conv2d(x, stored_weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
@@ -159,3 +159,13 @@ def test_channels_of_zeros_and_of_tiny_weights_keep_their_bias() -> None:
 def test_a_convolution_that_pads_with_other_than_zeros_is_refused() -> None:
     with pytest.raises(InputError, match="reflect"):
         QuantizedConv2d(nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect"), torch.tensor(1.0), Scheme())
+
+
+def test_weight_and_bias_are_the_float_tensors_that_are_stood_for() -> None:
+    layer = nn.Linear(5, 3)
+    quantized = QuantizedLinear(layer, torch.tensor(0.01), Scheme())
+    assert quantized.weight.dtype == layer.weight.dtype
+    assert torch.allclose(quantized.weight, layer.weight, atol=float(quantized.weight_scale.max()) / 2 + 1e-7)
+    assert quantized.bias is not None
+    assert torch.allclose(quantized.bias, layer.bias, atol=1e-4)
+    assert set(quantized.state_dict()) == {"stored_weight", "weight_scale", "stored_bias", "bias_scale"}

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from harness.errors import Unsupported
-from harness.training import cross_entropy
 from methods.layers.attention import explicit
+from methods.layers.training import train_split
 
 if TYPE_CHECKING:
     from harness.contracts import Context
@@ -151,20 +151,19 @@ def _sum(unit: Unit, terms: dict[str, Tensor]) -> float:
 
 def _taylor(model: nn.Module, context: Context, batches: int) -> dict[str, Tensor]:
     """Mean over batches of |gradient * parameter|, float64, by parameter name (attention exchanged)."""
-    if context.data is None:
-        raise Unsupported('criterion "taylor" needs a task with training data')
+    split = train_split(context, 'criterion "taylor"')
     subject = copy.deepcopy(model)
     explicit(subject)
     subject.eval()
     for parameter in subject.parameters():
-        parameter.requires_grad_(True)
-    size = context.recipe.batch_size if context.recipe else 128
-    loss = cross_entropy(context.recipe.label_smoothing if context.recipe else 0.0)
+        parameter.requires_grad_(parameter.is_floating_point())
+    recipe = context.training.recipe if context.training else None
+    loss = context.objective(recipe.label_smoothing if recipe else 0.0)
     total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in subject.named_parameters()}
     seen = 0
-    for x, y in itertools.islice(context.data.train(size, seed=context.seed, augment=False), batches):
+    for batch in itertools.islice(split.batches(recipe.batch_size if recipe else 128, seed=context.seed), batches):
         subject.zero_grad(set_to_none=True)
-        loss(subject, x, y).backward()  # type: ignore[no-untyped-call]
+        loss(subject, batch).backward()  # type: ignore[no-untyped-call]
         for name, value in subject.named_parameters():
             if value.grad is not None:
                 total[name] += (value.grad * value.detach()).double().abs()

@@ -6,10 +6,10 @@ every slice of every parameter that belongs to it, across residual sums, concate
 normalisations and so on; or an attention head with its queries, keys, values and outputs. Nothing here knows an
 architecture.
 
-A size that is written into a forward pass as a number is invisible to the labels. :func:`find` therefore removes as
-much as could be removed, runs the result, and compares every operator's shapes with the expected ones. Where they
-differ, an integer attribute of a running module that holds the old size (``num_heads``, ``hidden_dim``) is set to the
-new one; where there is none, the units in question stay, and the reason names the module.
+Labels cannot see sizes that are hard-coded in a forward pass. :func:`find` therefore removes as much as could be
+removed, runs the result, and compares every operator's shapes with the expected ones. Where they differ, an integer
+attribute of a running module that holds the old size (``num_heads``, ``hidden_dim``) is set to the new one; where there
+is none, the units in question stay, and the reason names the module.
 """
 
 from __future__ import annotations
@@ -17,28 +17,35 @@ from __future__ import annotations
 import copy
 import itertools
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import nn
 
 from harness.errors import Unsupported
 from methods.layers.attention import explicit
+from methods.layers.inputs import made_up
 from methods.pruning.structure import trace
 from methods.pruning.structure.labels import Bools, Ints, Labels
 from methods.pruning.structure.rules import Flow, follow
 from methods.pruning.structure.surgery import mismatch, shrunk
 from methods.pruning.structure.units import Layer, Resize, Slice, Structure, Unit
 
+if TYPE_CHECKING:
+    from harness.contracts import Signature, Split, Tensors
 
-def find(model: nn.Module, input_shape: tuple[int, ...]) -> Structure:
+
+def find(model: nn.Module, signature: Signature, split: Split | None = None) -> Structure:
     """Find what can be removed from a model.
 
     Parameters
     ----------
     model : nn.Module
-        Run on random numbers in evaluation mode; not changed.
-    input_shape : tuple of int
-        Of one example.
+        Run on made-up inputs in evaluation mode; not changed.
+    signature : Signature
+        What it takes and gives.
+    split : Split, optional
+        Training data, for inputs that cannot be made up (:func:`methods.layers.inputs.made_up`).
 
     Raises
     ------
@@ -48,11 +55,12 @@ def find(model: nn.Module, input_shape: tuple[int, ...]) -> Structure:
     """
     subject = copy.deepcopy(model)
     exchanged = frozenset(explicit(subject))
-    run = trace.record(subject, input_shape)
+    inputs = made_up(subject, signature, trace.BATCH, split=split)
+    run = trace.record(subject, inputs, signature)
     tensors = {**dict(subject.named_parameters()), **dict(subject.named_buffers())}
     flow = follow(run, tensors)
     while True:
-        structure = _assemble(flow, exchanged, input_shape)
+        structure = _assemble(flow, exchanged, inputs, signature)
         if not structure.layers:
             raise Unsupported(f"no layer can lose channels: {_summary(structure.left_alone)}")
         tried = _probe(subject, structure)
@@ -63,7 +71,7 @@ def find(model: nn.Module, input_shape: tuple[int, ...]) -> Structure:
         flow.ledger.pin(labels, reason)
 
 
-def _assemble(flow: Flow, exchanged: frozenset[str], input_shape: tuple[int, ...]) -> Structure:
+def _assemble(flow: Flow, exchanged: frozenset[str], inputs: Tensors, signature: Signature) -> Structure:
     names = flow.ledger.components()
     pinned = flow.ledger.pinned(names)
     axes = _axes(flow, names)
@@ -111,7 +119,8 @@ def _assemble(flow: Flow, exchanged: frozenset[str], input_shape: tuple[int, ...
         axes=axes,
         resizes=(),
         exchanged=exchanged,
-        input_shape=input_shape,
+        inputs=inputs,
+        signature=signature,
     )
 
 

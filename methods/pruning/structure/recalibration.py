@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from harness.calling import call, evaluating
 
 if TYPE_CHECKING:
     from harness.contracts import Context
@@ -33,28 +34,23 @@ def recalibrate(model: nn.Module, context: Context, *, batches: int = 20) -> int
         Batches seen; 0 where there are no such layers or no data.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
-    if not norms or context.data is None:
+    if not norms or "train" not in context.data:
         return 0
-    modes = {module: module.training for module in model.modules()}
     momenta = [norm.momentum for norm in norms]
-    size = context.recipe.batch_size if context.recipe else 128
+    size = context.training.recipe.batch_size if context.training else 128
     seen = 0
-    model.eval()
-    for norm in norms:
-        norm.train()
-        norm.reset_running_stats()
-        norm.momentum = None  # torch then averages over all batches equally
-    try:
-        with torch.no_grad():
-            stream = context.data.train(size, seed=context.seed, augment=False)
-            for x, _ in itertools.islice(stream, batches):
-                if seen and len(x) < size:
+    with evaluating(model):
+        for norm in norms:
+            norm.train()
+            norm.reset_running_stats()
+            norm.momentum = None  # torch then averages over all batches equally
+        try:
+            for batch in itertools.islice(context.data["train"].batches(size, seed=context.seed), batches):
+                if seen and len(batch) < size:
                     break
-                model(x)
+                call(model, batch.inputs, context.signature)
                 seen += 1
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        for module, mode in modes.items():
-            module.training = mode
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
     return seen

@@ -13,7 +13,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from harness.errors import Unsupported
+from harness.calling import call, evaluating, plain_attention
+from harness.errors import Unsupported, explanation
 from methods.layers.attention import explicit
 from methods.pruning.structure import trace
 from methods.pruning.structure.labels import Bools, Ints
@@ -116,10 +117,9 @@ class _Masked(nn.Module):
         self.model = model
         self.stays = stays
 
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.no_grad(), trace.plain_attention(), _KeptStatistics(self.stays):
-            out: Tensor = self.model(x)
-        return out
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        with torch.no_grad(), plain_attention(), _KeptStatistics(self.stays):
+            return self.model(*args, **kwargs)
 
 
 class _KeptStatistics(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -258,9 +258,9 @@ def mismatch(model: nn.Module, subject: nn.Module, structure: Structure, gone: B
     run, stack = Run(), [""]
     error = ""
     try:
-        trace.record_into(run, model, structure.input_shape, stack)
+        trace.record_into(run, model, structure.inputs, structure.signature, stack)
     except Exception as raised:  # noqa: BLE001 (the model's own code runs here and may raise anything)
-        error = str(raised).strip().splitlines()[0] if str(raised).strip() else type(raised).__name__
+        error = explanation(raised)
     wanted, found = _relevant(structure.flow.run.ops), _relevant(run.ops)
     after = -1
     for position, (index, op) in enumerate(wanted):
@@ -283,13 +283,12 @@ def mismatch(model: nn.Module, subject: nn.Module, structure: Structure, gone: B
 
 def _same_function(smaller: nn.Module, subject: nn.Module, structure: Structure, gone: Bools) -> bool:
     reference = _zeroed(copy.deepcopy(subject), structure, gone)
-    first = next(subject.parameters())
-    x = torch.randn(trace.BATCH, *structure.input_shape, generator=torch.Generator().manual_seed(0)).to(first)
-    with torch.no_grad(), trace.evaluating(smaller), trace.evaluating(reference):
-        found, expected = smaller(x), reference(x)
-    if not isinstance(found, Tensor) or found.shape != expected.shape:
-        return False
-    return bool((found - expected).abs().max() <= 1e-4 * expected.abs().max())
+    with evaluating(smaller), evaluating(reference):
+        pairs = [call(model, structure.inputs, structure.signature) for model in (smaller, reference)]
+    for found, expected in zip(*(outputs.values() for outputs in pairs), strict=True):
+        if found.shape != expected.shape or bool((found - expected).abs().max() > 1e-4 * expected.abs().max()):
+            return False
+    return True
 
 
 # Copies and views of memory: which are needed depends on strides.

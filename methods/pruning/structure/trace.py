@@ -9,15 +9,18 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
+from harness.calling import call, evaluating, plain_attention
 from harness.errors import Unsupported
+
+if TYPE_CHECKING:
+    from harness.contracts import Signature, Tensors
 
 BATCH = 2
 """Examples in the recorded batch: not 1, which a reshape could mistake for an axis to drop."""
@@ -142,15 +145,17 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
         return result
 
 
-def record(model: nn.Module, input_shape: tuple[int, ...]) -> Run:
+def record(model: nn.Module, inputs: Tensors, signature: Signature) -> Run:
     """Run a model once in evaluation mode and record it.
 
     Parameters
     ----------
     model : nn.Module
         Left as it was.
-    input_shape : tuple of int
-        Of one example; the run has a batch of :data:`BATCH`.
+    inputs : Tensors
+        One batch (of :data:`BATCH` examples where the model allows).
+    signature : Signature
+        How it is called.
 
     Raises
     ------
@@ -159,41 +164,29 @@ def record(model: nn.Module, input_shape: tuple[int, ...]) -> Run:
     """
     run, stack = Run(), [""]
     try:
-        record_into(run, model, input_shape, stack)
+        record_into(run, model, inputs, signature, stack)
     except Unsupported:
         raise
     except Exception as error:  # the model's own code runs here and may raise anything
         raise Unsupported(
-            f"the forward pass fails on a batch of {BATCH} examples of shape {input_shape} "
-            f"({type(error).__name__}: {error})"
+            f"the forward pass fails on inputs of {_described(inputs)} ({type(error).__name__}: {error})"
         ) from error
     return run
 
 
-def record_into(run: Run, model: nn.Module, input_shape: tuple[int, ...], stack: list[str]) -> None:
+def _described(inputs: Tensors) -> str:
+    return ", ".join(f"{name} {list(x.shape)} {str(x.dtype).removeprefix('torch.')}" for name, x in inputs.items())
+
+
+def record_into(run: Run, model: nn.Module, inputs: Tensors, signature: Signature, stack: list[str]) -> None:
     """:func:`record` into ``run``, which holds what has happened so far if the model raises; ``stack`` likewise."""
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    first = next((value for value in tensors.values() if value.is_floating_point()), torch.zeros(0))
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(BATCH, *input_shape, generator=generator).to(first.device, first.dtype)
     recorder = _Recorder(run, stack)
     for name, value in tensors.items():
         run.leaves[recorder.ref(value).number] = name
-    with evaluating(model), _named_calls(model, stack), plain_attention(), torch.no_grad(), recorder:
-        result = model(x)
-    run.results = tuple(recorder.ref(value) for value in tree_flatten(result)[0] if isinstance(value, Tensor))
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """In evaluation mode for a while; every module's mode is restored."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with evaluating(model), _named_calls(model, stack), plain_attention(), recorder:
+        results = call(model, inputs, signature)
+    run.results = tuple(recorder.ref(value) for value in results.values())
 
 
 @contextlib.contextmanager
@@ -203,7 +196,7 @@ def _named_calls(model: nn.Module, stack: list[str]) -> Iterator[None]:
     for name, module in model.named_modules():
         if name:
             handles.append(module.register_forward_pre_hook(lambda *_, name=name: stack.append(name)))
-            handles.append(module.register_forward_hook(lambda *_: void(stack.pop())))
+            handles.append(module.register_forward_hook(lambda *_: _left(stack)))
     try:
         yield
     finally:
@@ -211,16 +204,6 @@ def _named_calls(model: nn.Module, stack: list[str]) -> Iterator[None]:
             handle.remove()
 
 
-def void(_: Any) -> None:
-    """Nothing: what a hook returns would replace the module's output."""
-
-
-@contextlib.contextmanager
-def plain_attention() -> Iterator[None]:
-    """Without the fused inference path of torch's transformer layers, whose parts cannot be seen."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
+def _left(stack: list[str]) -> None:
+    # What a hook returns would replace the module's output.
+    stack.pop()

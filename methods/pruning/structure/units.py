@@ -6,14 +6,17 @@ import functools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
-from methods.pruning.structure import trace
 from methods.pruning.structure.labels import Bools, Ints, Labels
 from methods.pruning.structure.rules import Flow, Leaf
 from methods.pruning.structure.trace import Op
+
+if TYPE_CHECKING:
+    from harness.contracts import Signature, Tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +116,10 @@ class Structure:
         Attributes to set.
     exchanged : frozenset of str
         Attention modules that stand in another form while their heads are removed.
-    input_shape : tuple of int
-        Of one example.
+    inputs : Tensors
+        What the model was run on.
+    signature : Signature
+        How it was called.
     """
 
     layers: tuple[Layer, ...]
@@ -125,7 +130,13 @@ class Structure:
     axes: dict[tuple[str, int], Ints] = field(repr=False)
     resizes: tuple[Resize, ...]
     exchanged: frozenset[str]
-    input_shape: tuple[int, ...]
+    inputs: Tensors = field(repr=False)
+    signature: Signature
+
+    def reached(self, model: nn.Module) -> list[Tensor]:
+        """The parameters of ``model`` that units have a slice of."""
+        names = {part.tensor for unit in self.units for part in unit.slices}
+        return [parameter for name, parameter in model.named_parameters() if name in names]
 
     @property
     def units(self) -> list[Unit]:
@@ -166,7 +177,7 @@ class Structure:
 
     def macs(self, gone: Bools) -> int:
         """Multiply-accumulates of one example that are left, counted as :func:`harness.measure.counts.macs` does."""
-        return sum(self._macs(*counted, gone) for counted in self._counted) // trace.BATCH
+        return sum(self._macs(*counted, gone) for counted in self._counted) // len(next(iter(self.inputs.values())))
 
     @functools.cached_property
     def _counted(self) -> list[tuple[Op, list[Labels | Leaf], Labels]]:
