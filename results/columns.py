@@ -160,7 +160,7 @@ _WEIGHTS = (
     _say("recorded by a version that did not weigh weights: run it again with --rerun"),
 )
 _UNTIMED = (
-    f"CASE WHEN n_latency = 0 THEN coalesce({_told('latency_ns', 'latency')}, not_ok, 'no inference was timed') END"  # noqa: E501
+    f"CASE WHEN n_latency = 0 THEN coalesce({_told('latency_ns', 'latency')}, not_ok, 'no inference was timed') END"
 )
 _PHASES = "CASE WHEN phases NOT LIKE '%forward%' THEN 'timed by phase: ' || phases END"
 _ENERGY = (_told("energy"), "not_ok", _say("no meter was read"))
@@ -248,14 +248,14 @@ COLUMNS: tuple[Column, ...] = (
         "as score",
         "Score",
         why=(_without("score", *_SCORED), "no_interval"),
-    ),  # noqa: E501
+    ),
     _plain(
         "score_high",
         "95 % interval over examples, upper end",
         "as score",
         "Score",
         why=(_without("score", *_SCORED), "no_interval"),
-    ),  # noqa: E501
+    ),
     Column(
         name="score_delta",
         sql="task.delta",
@@ -280,7 +280,7 @@ COLUMNS: tuple[Column, ...] = (
         unit="as score",
         why=_COMPARED,
         section="Score",
-    ),  # noqa: E501
+    ),
     Column(
         name="score_delta_high",
         sql="task.high",
@@ -288,7 +288,7 @@ COLUMNS: tuple[Column, ...] = (
         unit="as score",
         why=_COMPARED,
         section="Score",
-    ),  # noqa: E501
+    ),
     Column(
         name="score_p",
         sql="task.p",
@@ -305,7 +305,7 @@ COLUMNS: tuple[Column, ...] = (
         unit="text",
         why=_COMPARED,
         section="Score",
-    ),  # noqa: E501
+    ),
     Column(
         name="accuracy",
         sql="f.accuracy",
@@ -727,7 +727,7 @@ COLUMNS: tuple[Column, ...] = (
         unit="fraction",
         why=_ACCURACY_COMPARED,
         section="Score",
-    ),  # noqa: E501
+    ),
     Column(
         name="accuracy_delta_high",
         sql="acc.high",
@@ -735,7 +735,7 @@ COLUMNS: tuple[Column, ...] = (
         unit="fraction",
         why=_ACCURACY_COMPARED,
         section="Score",
-    ),  # noqa: E501
+    ),
     Column(
         name="n_gained",
         sql="coalesce(task.gained, acc.gained)",

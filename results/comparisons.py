@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness import environment, stats
-from harness.errors import AssayError
+from harness.errors import explanation
 
 if TYPE_CHECKING:
     from harness.contracts import Metric
@@ -22,7 +24,6 @@ Parts = Mapping[str, Sequence[float | None]]
 
 RANDOM = "the model is random in evaluation"
 OTHER_EXAMPLES = "the baseline was not evaluated on the same examples"
-MCNEMAR = "exact McNemar"
 NO_PARTS = "no scores of single examples were recorded"
 _NOTHING: Mapping[str, Any] = dict.fromkeys(("delta", "low", "high", "p", "test", "gained", "lost", "reason"))
 _ITSELF: Mapping[str, Any] = {**_NOTHING, "delta": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}
@@ -47,6 +48,19 @@ _CHANGED = """
 """
 
 
+class _NoneError(Exception):
+    """Why there is no statistic."""
+
+
+@dataclass(frozen=True)
+class _Proportion:
+    """What the statistics need of a proportion whose own code is not here: which part says what is right."""
+
+    name: str
+    parts: tuple[str]
+    proportion: bool = True
+
+
 def interval(score: Mapping[str, Any], parts: Parts, machine_id: str | None) -> dict[str, Any]:
     """The columns ``low``, ``high`` and ``no_interval`` of a row of ``scores``.
 
@@ -59,56 +73,46 @@ def interval(score: Mapping[str, Any], parts: Parts, machine_id: str | None) -> 
     machine_id : str or None
         Where the record was made; None for a merged one.
     """
-    nothing = {"low": None, "high": None}
-    if score["against"] != "targets":
-        return nothing | {"no_interval": "it is computed of scores against targets only"}
-    if not score["n"] or score["value"] is None:
-        return nothing | {"no_interval": "there is no value"}
     try:
         found = _interval(score, parts, machine_id)
     except _NoneError as error:
-        return nothing | {"no_interval": str(error)}
+        return {"low": None, "high": None, "no_interval": str(error)}
     return {"low": found.low, "high": found.high, "no_interval": None}
 
 
-class _NoneError(Exception):
-    """Why there is no statistic."""
-
-
 def _interval(score: Mapping[str, Any], parts: Parts, machine_id: str | None) -> stats.Interval:
-    if score["proportion"] and not parts:  # of records of format 1 that have no more than counts
+    if score["against"] != "targets":
+        raise _NoneError("it is computed of scores against targets only")
+    if not score["n"] or score["value"] is None:
+        raise _NoneError("there is no value")
+    if score["proportion"] and not parts:  # a record of format 1 may have no more than counts
         return stats.wilson(round(score["value"] * score["n"]), score["n"])
+    metric = _metric(score, parts, machine_id)
+    seed = stats.seed_of(score["run_id"])
+    found: stats.Interval = _computed(metric, lambda: stats.interval(metric, _matrix(metric, parts), seed))
+    if not math.isclose(found.value, score["value"], rel_tol=1e-6, abs_tol=1e-9):
+        raise _NoneError(f"{metric.name} of the recorded examples is {found.value:g} here, not {score['value']:g}")
+    _defined(found.low, found.high)
+    return found
+
+
+def _metric(score: Mapping[str, Any], parts: Parts, machine_id: str | None) -> Any:
+    """The metric of a score; of a proportion whose code is not here, what the statistics need of it."""
     if not parts:
         raise _NoneError(NO_PARTS)
-    if score["proportion"]:
-        right = _right(score, parts, machine_id)
-        return stats.wilson(sum(map(int, right.values())), len(right))
-    metric = _metric(score["config"], machine_id)
-    return _computed(metric, lambda: stats.interval(metric, _matrix(metric, parts), stats.seed_of(score["run_id"])))
-
-
-def _right(score: Mapping[str, Any], parts: Parts, machine_id: str | None) -> dict[int, bool]:
-    """Of a proportion: example to whether it is right, those without a score left out.
-
-    The counts are all that a proportion needs, so this works without the metric's code too, where only one part can be
-    the one whose mean it is.
-    """
     made = _made(score["config"], machine_id)
-    found = {}
-    for name in parts if isinstance(made, str) else made.parts[:1]:
-        there = {i: value for i, value in enumerate(parts.get(name, ())) if value is not None}
-        if there and {*there.values()} <= {0, 1} and abs(sum(there.values()) / len(there) - score["value"]) < 1e-9:
-            found[name] = {i: bool(value) for i, value in there.items()}
-    if len(found) != 1:
-        raise _NoneError("no part of the metric is 0 or 1 with the value as its mean")
-    return next(iter(found.values()))
+    if not isinstance(made, str):
+        return made
+    if score["proportion"]:
+        fitting = [name for name, values in parts.items() if _is_mean(values, score["value"])]
+        if len(fitting) == 1:
+            return _Proportion(score["metric"], (fitting[0],))
+    raise _NoneError(made)
 
 
-def _metric(config: str, machine_id: str | None) -> Metric:
-    made = _made(config, machine_id)
-    if isinstance(made, str):
-        raise _NoneError(made)
-    return made
+def _is_mean(values: Sequence[float | None], value: float) -> bool:
+    there = [item for item in values if item is not None]
+    return bool(there) and {*there} <= {0, 1} and math.isclose(sum(there) / len(there), value, abs_tol=1e-9)
 
 
 @functools.lru_cache(maxsize=64)
@@ -122,22 +126,30 @@ def _made(config: str, machine_id: str | None) -> Metric | str:
         return f"{name} is the user's own code, which is run for records of this machine only"
     try:
         return metrics.create(item)
-    except AssayError as error:
-        return f"the metric {name!r} cannot be made here: {error}"
     except Exception as error:  # noqa: BLE001  # the user's module may raise anything when it is imported
-        return f"the metric {name!r} cannot be made here: {type(error).__name__}: {error}"
+        return f"the metric {name!r} cannot be made here: {explanation(error)}"
 
 
-def _computed(metric: Metric, work: Any) -> Any:
+def forget() -> None:
+    """Make metrics anew when they are next needed: the user's code may have changed."""
+    _made.cache_clear()
+
+
+def _computed(metric: Any, work: Callable[[], Any]) -> Any:
     try:
         return work()
     except _NoneError:
         raise
     except Exception as error:  # a metric may be anybody's; what it raises must not keep a record out
-        raise _NoneError(f"computing {metric.name} raised {type(error).__name__}: {error}") from error
+        raise _NoneError(f"computing {metric.name} raised {explanation(error)}") from error
 
 
-def _matrix(metric: Metric, parts: Parts) -> Any:
+def _defined(*values: float) -> None:
+    if not all(map(math.isfinite, values)):
+        raise _NoneError("it is not defined on these examples")
+
+
+def _matrix(metric: Any, parts: Parts) -> Any:
     """Scores, shape (n, parts), in the metric's order; an example without a score is NaN."""
     import numpy as np
 
@@ -183,7 +195,8 @@ def _compared(connection: Any, row: Mapping[str, Any], baseline: Parts) -> dict[
         return {**_NOTHING, "reason": "the metric has no value for this run or for the baseline"}
     if row["run_id"] == row["baseline_run_id"]:
         # A run against itself differs by nothing at all, so its interval has no width.
-        return {**_ITSELF} | ({"gained": 0, "lost": 0} if row["proportion"] else {})
+        counts, test = ({"gained": 0, "lost": 0}, "mcnemar") if row["proportion"] else ({}, "randomization")
+        return {**_ITSELF, **counts, "test": test}
     try:
         return {**_NOTHING, **_difference(row, _parts(connection, row["run_id"], row["i"]), baseline)}
     except _NoneError as error:
@@ -191,20 +204,8 @@ def _compared(connection: Any, row: Mapping[str, Any], baseline: Parts) -> dict[
 
 
 def _difference(row: Mapping[str, Any], ours: Parts, baseline: Parts) -> dict[str, Any]:
-    if not ours or not baseline:
-        raise _NoneError(NO_PARTS)
-    if row["proportion"]:
-        one = _right(row, ours, row["machine_id"])
-        other = _right({**row, "value": row["baseline_value"]}, baseline, row["machine_id"])
-        both = [i for i in one if i in other]
-        gained, lost = sum(one[i] and not other[i] for i in both), sum(other[i] and not one[i] for i in both)
-        found = stats.paired_difference(gained, lost, len(both))
-        p, test = stats.mcnemar_exact(gained, lost), MCNEMAR
-        return {"delta": found.value, "low": found.low, "high": found.high, "p": p, "test": test} | {
-            "gained": gained,
-            "lost": lost,
-        }
-    metric = _metric(row["config"], row["machine_id"])
+    metric = _metric(row, ours, row["machine_id"])
     seed = stats.seed_of(row["run_id"], row["baseline_run_id"])
-    result = _computed(metric, lambda: stats.compare(metric, _matrix(metric, baseline), _matrix(metric, ours), seed))
-    return {name: getattr(result, name) for name in ("delta", "low", "high", "p", "test")}
+    found = _computed(metric, lambda: stats.compare(metric, _matrix(metric, baseline), _matrix(metric, ours), seed))
+    _defined(found.delta, found.low, found.high, found.p)
+    return {name: getattr(found, name) for name in ("delta", "low", "high", "p", "test", "gained", "lost")}

@@ -7,7 +7,6 @@ from typing import Any
 
 from harness import stats
 from harness.canonical import digest, dumps
-from harness.record import upgrade
 from results import comparisons
 from results.columns import COLUMNS
 from results.records import Stored, moment
@@ -94,21 +93,20 @@ def config_of(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def record_row(stored: Stored) -> dict[str, Any]:
     """The row of ``records``."""
-    record = upgrade(stored.value)
+    record = stored.value
     machine_id = (record.get("machine") or {}).get("machine_id")
     row: dict[str, Any] = {name: record.get(name) for name in _RECORD_PLAIN}
     row |= {name: dumps(_or(record.get(name), _EMPTY.get(name, {}))) for name in _RECORD_JSON}
     row |= {name: None if record.get(name) is None else dumps(record[name]) for name in _RECORD_JSON_OR_NULL}
-    origin = origin_of(stored)
-    setting = [*(record.get(name) for name in _SETTING), machine_id, origin is not None]
+    setting = [*(record.get(name) for name in _SETTING), machine_id, stored.origin is not None]
     return row | {
         "created_at": moment(record["created_at"]),
         "config": dumps(config_of(record)),
         "machine_id": machine_id,
         "setting_sha256": digest(setting),
-        "origin": origin,
-        "arrived_at": moment(getattr(stored, "merged_at", None) or record["created_at"]),
-        "record_schema": stored.value.get("schema", 1),
+        "origin": stored.origin,
+        "arrived_at": stored.arrived_at,
+        "record_schema": stored.written.get("schema", 1),
         "record_sha256": stored.sha256,
     }
 
@@ -119,7 +117,7 @@ def measured_rows(stored: Stored) -> Rows:
     Statistics that :mod:`results.comparisons` computes are left out: ``low``, ``high`` and ``no_interval`` of scores,
     and comparisons.
     """
-    record = upgrade(stored.value)
+    record = stored.value
     rows: Rows = {
         "phases": _phase_rows(record),
         "scores": [],
@@ -137,8 +135,8 @@ def measured_rows(stored: Stored) -> Rows:
 
 
 def latency_samples(stored: Stored) -> Mapping[str, Sequence[int]]:
-    """Phase to the nanoseconds of every timed call: the rows of ``latency_samples``, which are too many for mappings."""
-    found: Mapping[str, Sequence[int]] = upgrade(stored.value).get("latency") or {}
+    """Phase to the nanoseconds of every timed call: ``latency_samples``, too many for a mapping each."""
+    found: Mapping[str, Sequence[int]] = stored.value.get("latency") or {}
     return found
 
 
@@ -184,7 +182,7 @@ def insert(connection: Any, batch: Sequence[Stored], *, compare: bool = True) ->
 
 
 def _with_intervals(stored: Stored, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    scores = upgrade(stored.value).get("scores") or ()
+    scores = stored.value.get("scores") or ()
     machine_id = machine_of(stored)
     return [
         row | comparisons.interval(row, score.get("parts") or {}, machine_id)
@@ -195,13 +193,7 @@ def _with_intervals(stored: Stored, rows: Sequence[dict[str, Any]]) -> list[dict
 def machine_of(stored: Stored) -> str | None:
     """Where a record was made; None for one that was merged: what it says of its machine is not our own word."""
     found: str | None = (stored.value.get("machine") or {}).get("machine_id")
-    return None if origin_of(stored) else found
-
-
-def origin_of(stored: Stored) -> str | None:
-    """Where a merged record came from; None for one that was made here."""
-    found: str | None = getattr(stored, "origin", None)
-    return found
+    return found if stored.origin is None else None
 
 
 def _insert_samples(connection: Any, records: Sequence[Stored]) -> None:
@@ -223,7 +215,7 @@ def _phase_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     import numpy as np
 
     latency, workload = record.get("latency") or {}, record.get("workload") or {}
-    calls = {name: count for name, count in workload.get("phases") or ()}
+    calls = dict(workload.get("phases") or ())
     order = [*calls, *(name for name in latency if name not in calls)]
     rows = []
     for i, phase in enumerate(name for name in order if latency.get(name)):
@@ -276,29 +268,23 @@ def _layer_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _upsert_machines(connection: Any, records: Sequence[Stored]) -> None:
-    newest: dict[Any, dict[str, Any]] = {}
+    """Keep each machine as its newest run described it: one of our own, where there is one, and by order of arrival."""
+    newest: dict[str, tuple[Any, Stored]] = {}
     for stored in records:
-        machine = stored.value.get("machine") or {}
-        if not machine.get("machine_id"):
-            continue
-        row = {name: machine.get(name) for name in _MACHINE_PLAIN} | {
-            "machine_id": machine["machine_id"],
-            "last_run_id": stored.id,
-            "last_seen": moment(stored.value["created_at"]),
-            "isa": dumps(machine["isa"]) if machine.get("isa") is not None else None,
-            "gpus": dumps(machine["gpus"]) if machine.get("gpus") is not None else None,
-            "description": dumps(machine),
-        }
-        known = newest.get(row["machine_id"])
-        if known is None or (row["last_seen"], row["last_run_id"]) > (known["last_seen"], known["last_run_id"]):
-            newest[row["machine_id"]] = row
-    for machine_id, row in newest.items():
-        known_rows = connection.execute(
-            "SELECT last_seen, last_run_id FROM machines WHERE machine_id = ?", [machine_id]
+        if machine_id := (stored.value.get("machine") or {}).get("machine_id"):
+            age = (stored.origin is None, stored.arrived_at, moment(stored.value["created_at"]), stored.id)
+            if machine_id not in newest or age > newest[machine_id][0]:
+                newest[machine_id] = (age, stored)
+    for machine_id, (age, stored) in newest.items():
+        known = connection.execute(
+            "SELECT origin IS NULL, arrived_at, created_at, run_id FROM records WHERE run_id = "
+            "(SELECT last_run_id FROM machines WHERE machine_id = ?)",
+            [machine_id],
         ).fetchall()
-        if not known_rows:
+        row = _machine_row(stored)
+        if not known:
             _append(connection, "machines", [row])
-        elif (row["last_seen"], row["last_run_id"]) > known_rows[0]:
+        elif age > known[0]:
             # An update in place: DuckDB's index refuses to delete and insert one key within a transaction.
             names = [name for name in row if name != "machine_id"]
             assignments = ", ".join(f"{name} = ?" for name in names)
@@ -306,6 +292,18 @@ def _upsert_machines(connection: Any, records: Sequence[Stored]) -> None:
                 f"UPDATE machines SET {assignments} WHERE machine_id = ?",  # noqa: S608  (column names are ours)
                 [*(row[name] for name in names), machine_id],
             )
+
+
+def _machine_row(stored: Stored) -> dict[str, Any]:
+    machine = stored.value["machine"]
+    return {name: machine.get(name) for name in _MACHINE_PLAIN} | {
+        "machine_id": machine["machine_id"],
+        "last_run_id": stored.id,
+        "last_seen": moment(stored.value["created_at"]),
+        "isa": dumps(machine["isa"]) if machine.get("isa") is not None else None,
+        "gpus": dumps(machine["gpus"]) if machine.get("gpus") is not None else None,
+        "description": dumps(machine),
+    }
 
 
 def _append(connection: Any, name: str, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pytest
 
-from harness import stats
+from harness import environment, metrics, stats
 from harness.contracts import Store as StoreContract
 from harness.registry import resolve
-from results import database, queries, records, schema
+from results import columns, comparisons, database, ingest, queries, records, schema
 from results.store import Store
-from tests.unit.factories import BASELINE, predictions, reading, record, unmeasured
+from tests.unit.factories import BASELINE, predictions, reading, record, score, unmeasured
 
 PROMISED = """
 run_id created_at status reason task method chain config hardware seed batch_size threads precision accuracy
@@ -25,7 +27,9 @@ energy_method carbon_g peak_rss_bytes load_ms first_ms fidelity_max_abs fidelity
 spec_hash method_hash git_commit git_dirty machine_id artifact_sha256 accuracy_delta_low accuracy_delta_high
 energy_ratio zstd_compression_ratio baseline_run_id hardware_config spec_name cell_hash params_original effective
 warnings reasons plain_bytes container_bytes shannon_bytes weights_zstd_bytes xz_bytes gzip_bytes
-container_compression_ratio macs_ratio
+container_compression_ratio macs_ratio metric metric_unit metric_better score score_low score_high score_delta
+score_delta_low score_delta_high score_p score_test prefill_p50_ms decode_p50_ms units_per_s fidelity_sqnr
+quantization_top1 quantization_sqnr notes original_sha256
 """
 
 PRUNED = [{"name": "magnitude", "sparsity": 0.9}]
@@ -49,7 +53,7 @@ def test_every_column_is_documented_with_a_unit_in_file_and_database(tmp_path: P
                 assert text.endswith(")"), f"{name}.{column}: {text}"
         comments = connection.execute(
             "SELECT table_name, column_name, comment FROM duckdb_columns() "
-            "WHERE NOT internal AND table_name <> 'latest'"
+            "WHERE NOT internal AND table_name <> 'latest' AND database_name <> 'temp'"
         )
         for table, column, comment in comments.fetchall():
             assert comment == schema.documented()[table].columns[column]
@@ -57,7 +61,8 @@ def test_every_column_is_documented_with_a_unit_in_file_and_database(tmp_path: P
 
 def test_the_promised_columns_and_tables_are_there() -> None:
     assert set(PROMISED.split()) <= set(schema.documented()["runs"].columns)
-    tables = {"records", "latency_samples", "predictions", "energy_readings", "artifacts", "machines", "claims"}
+    tables = {"records", "latency_samples", "phases", "scores", "example_scores", "comparisons", "layers"}
+    tables |= {"energy_readings", "artifacts", "weights", "machines", "claims"}
     assert tables <= set(schema.tables())
 
 
@@ -173,8 +178,7 @@ def test_what_is_incomparable_is_not_compared(tmp_path: Path, difference: dict[s
 
 def test_predictions_are_paired_only_over_equal_labels(tmp_path: Path) -> None:
     shorter, other = record(chain=PRUNED, **predictions([True] * 50)), record(chain=PRUNED)
-    other["labels"] = other["predictions"][::-1]
-    other["n_correct"] = sum(a == b for a, b in zip(other["labels"], other["predictions"], strict=True))
+    other["scores"][0]["split_sha256"] = "of other labels"
     rows = rows_of(tmp_path, record(), shorter, other)
     for run in (shorter, other):
         row = rows[run["run_id"]]
@@ -262,24 +266,31 @@ def test_latest_prefers_results_over_newer_failures(tmp_path: Path) -> None:
     assert [row["run_id"] for row in latest] == [new["run_id"], only_failed["run_id"]]
 
 
-def test_the_view_does_not_depend_on_the_order_of_arrival(tmp_path: Path) -> None:
+def test_what_the_tables_hold_does_not_depend_on_the_order(tmp_path: Path) -> None:
+    """A baseline that comes late changes what earlier runs were compared with."""
     runs = [
         record(),
         record(machine={"machine_id": "m1", "os": "new"}),
         record(chain=PRUNED, **predictions([True] * 100)),
+        record(**predictions([True] * 95 + [False] * 5)),
+        record(chain=PRUNED, scores=[score("mae", range(50))]),
+        record(scores=[score("mae", range(50)), score("other", range(9))]),
     ]
     runs += [record(chain=PRUNED), unmeasured("failed", "boom"), record(chain=BASELINE, batch_size=7)]
-    seen = []
-    for i in range(3):
+    seen: list[Any] = []
+    for i in range(4):
         random.Random(i).shuffle(runs)
-        store = Store(tmp_path / str(i) / "assay.duckdb")
-        for run in runs:
-            store.add(run)
-        with database.reading(store.path) as connection:
-            machines = queries.rows(connection, "SELECT * FROM machines")
-        seen.append((queries.select(store.path, "runs"), queries.select(store.path, "latest"), machines))
+        connection = duckdb.connect()
+        connection.execute("SET TimeZone = 'UTC'")
+        schema.create(connection)
+        stored = [records.checked("record", run) for run in runs]
+        for start in range(0, len(stored), i + 1):
+            ingest.insert(connection, stored[start : start + i + 1], compare=i > 0)
+        comparisons.bring_up_to_date(connection)
+        names = [name for name in schema.documented() if name != "schema_version"]
+        seen.append({name: queries.rows(connection, f"SELECT * FROM {name} ORDER BY ALL") for name in names})
     assert all(item == seen[0] for item in seen)
-    assert seen[0][2][0]["last_run_id"] == max(r["run_id"] for r in runs)
+    assert seen[0]["machines"][0]["last_run_id"] == max(r["run_id"] for r in runs)
 
 
 def test_views_of_an_older_text_are_replaced_by_the_writer(tmp_path: Path) -> None:
@@ -290,3 +301,183 @@ def test_views_of_an_older_text_are_replaced_by_the_writer(tmp_path: Path) -> No
         connection.execute("UPDATE schema_version SET views_sha256 = 'older'")
     store.add(record(seed=3))
     assert len(queries.select(store.path, "latest")) == 2
+
+
+# ---- metrics that are no accuracy ----
+
+
+def errors(shift: float = 0.0) -> list[float]:
+    return [abs(float(x)) for x in np.random.default_rng(1).normal(1 + shift, 0.3, 80)]
+
+
+def test_a_metric_that_is_no_proportion_is_resampled_once(tmp_path: Path) -> None:
+    base, pruned = record(scores=[score("mae", errors())]), record(chain=PRUNED, scores=[score("mae", errors(0.2))])
+    row = rows_of(tmp_path, base, pruned)[pruned["run_id"]]
+    metric = metrics.create("mae")
+    ours, theirs = (np.stack([np.array(errors(shift)), np.ones(80)], axis=1) for shift in (0.2, 0.0))
+    interval = stats.interval(metric, ours, stats.seed_of(pruned["run_id"]))
+    paired = stats.compare(metric, theirs, ours, stats.seed_of(pruned["run_id"], base["run_id"]))
+    expected = {"score": np.mean(errors(0.2)), "score_low": interval.low, "score_high": interval.high}
+    expected |= {"score_delta": paired.delta, "score_delta_low": paired.low, "score_delta_high": paired.high}
+    assert {name: row[name] for name in expected} == pytest.approx(expected, rel=1e-12)
+    assert row["score_low"] < row["score"] < row["score_high"]
+    assert (row["metric"], row["metric_unit"], row["metric_better"]) == ("mae", "", "lower")
+    assert (row["score_p"], row["score_test"]) == (paired.p, "randomization")
+    reasons = json.loads(row["reasons"])
+    for name in ("accuracy", "accuracy_low", "accuracy_delta", "mcnemar_p"):
+        assert (row[name], reasons[name]) == (None, "the task's metric is mae")
+    assert reasons["n_gained"] == "the metric does not call an example right or wrong"
+
+
+def test_accuracy_beside_the_tasks_metric_keeps_its_columns(tmp_path: Path) -> None:
+    accuracy = record()["scores"][0]
+    first = record(scores=[score("mae", errors()), accuracy])
+    second = record(chain=PRUNED, scores=[score("mae", errors()), {**accuracy, "parts": {}, "value": 0.5}])
+    rows = rows_of(tmp_path, first, second)
+    row = rows[first["run_id"]]
+    assert (row["metric"], row["accuracy"], row["mcnemar_p"], row["n_gained"]) == ("mae", 0.9, 1.0, 0)
+    row = rows[second["run_id"]]
+    assert (row["accuracy"], row["accuracy_delta"], row["score_delta"], row["score_p"]) == (0.5, None, 0.0, 1.0)
+    assert json.loads(row["reasons"])["accuracy_delta"] == comparisons.NO_PARTS
+
+
+def test_what_a_metric_says_again_must_be_what_was_recorded(tmp_path: Path) -> None:
+    (row,) = rows_of(tmp_path, record(scores=[score("mae", errors(), value=3.0)])).values()
+    assert (row["score"], row["score_low"]) == (3.0, None)
+    assert "not 3" in json.loads(row["reasons"])["score_low"]
+
+
+def test_an_example_without_a_score_is_left_out(tmp_path: Path) -> None:
+    values: list[float | None] = [*errors()[:-1], None]
+    entry = score("mae", errors()) | {"parts": {"absolute_error": values, "values": [*[1] * 79, None]}}
+    (row,) = rows_of(tmp_path, record(scores=[entry | {"value": float(np.mean(errors()[:-1]))}])).values()
+    assert row["score_low"] < row["score"] < row["score_high"]
+
+
+@pytest.mark.parametrize("origin", ["local", "elsewhere"])
+def test_the_users_metric_is_run_for_records_of_this_machine_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, origin: str
+) -> None:
+    module = tmp_path / "users_metric.py"
+    module.write_text(
+        "from pathlib import Path\nfrom pydantic.dataclasses import dataclass\n"
+        "from harness.metrics.values import MAE\n"
+        "Path(__file__).with_name('imported').touch()\n"
+        "@dataclass(frozen=True, kw_only=True)\nclass Mine(MAE):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "users_metric", raising=False)
+    comparisons.forget()
+    machine = environment.machine() if origin == "local" else {"machine_id": "m9"}
+    entry = {"config": {"name": "users_metric:Mine"}}
+    base = record(machine=machine, scores=[score("mae", errors(), **entry)])
+    run = record(machine=machine, chain=PRUNED, scores=[score("mae", errors(0.1), **entry)])
+    row = rows_of(tmp_path, base, run)[run["run_id"]]
+    ran = origin == "local"
+    assert [(tmp_path / "imported").exists(), row["score_low"] is not None, row["score_p"] is not None] == [ran] * 3
+    if not ran:
+        for name in ("score_low", "score_delta", "score_p"):
+            assert "is run for records of this machine only" in json.loads(row["reasons"])[name]
+
+
+def test_a_proportion_needs_no_code(tmp_path: Path) -> None:
+    right = [1] * 70 + [0] * 10
+    entry = {"config": {"name": "nowhere:Mine"}, "proportion": True, "unit": "%"}
+    base = record(scores=[score("mine", right, parts={"right": right, "size": [3] * 80}, **entry)])
+    worse = [0] * 5 + right[5:]
+    run = record(chain=PRUNED, scores=[score("mine", worse, parts={"right": worse, "size": [3] * 80}, **entry)])
+    row = rows_of(tmp_path, base, run)[run["run_id"]]
+    assert (row["score_low"], row["score_high"]) == (stats.wilson(65, 80).low, stats.wilson(65, 80).high)
+    assert (row["n_gained"], row["n_lost"], row["score_p"]) == (0, 5, stats.mcnemar_exact(0, 5))
+
+
+# ---- which runs are compared ----
+
+
+def test_a_run_is_paired_with_the_baseline_of_its_own_model(tmp_path: Path) -> None:
+    first, second = record(original_sha256="a" * 64), record(original_sha256="b" * 64)
+    of_first = record(chain=PRUNED, original_sha256="a" * 64)
+    of_none, of_third = record(chain=PRUNED), record(chain=PRUNED, original_sha256="c" * 64)
+    rows = rows_of(tmp_path, first, second, of_first, of_none, of_third)
+    assert rows[of_first["run_id"]]["baseline_run_id"] == first["run_id"]
+    for run in (of_none, of_third):
+        row = rows[run["run_id"]]
+        assert (row["baseline_run_id"], row["speedup"], row["score_delta"]) == (None, None, None)
+        for name in ("speedup", "score_delta", "accuracy_delta", "baseline_run_id"):
+            assert "the baseline is of another model" in json.loads(row["reasons"])[name]
+
+
+@pytest.mark.parametrize("random_one", [0, 1])
+def test_scores_of_a_model_that_is_random_in_evaluation_are_not_compared(tmp_path: Path, random_one: int) -> None:
+    runs = [record(random_in_evaluation=random_one == 0), record(chain=PRUNED, random_in_evaluation=random_one == 1)]
+    row = rows_of(tmp_path, *runs)[runs[1]["run_id"]]
+    assert (row["accuracy"], row["speedup"]) == (0.9, 1.0)
+    for name in ("accuracy_delta", "mcnemar_p", "score_delta", "score_p", "n_gained"):
+        assert (row[name], json.loads(row["reasons"])[name]) == (None, "the model is random in evaluation")
+
+
+def test_a_newer_baseline_replaces_the_comparison(tmp_path: Path) -> None:
+    store = Store(tmp_path / "assay.duckdb")
+    pruned = record(chain=PRUNED)
+    for item in (pruned, record(), record(**predictions([True] * 100))):
+        store.add(item)
+    (row,) = [row for row in queries.select(store.path, "runs") if row["run_id"] == pruned["run_id"]]
+    assert (row["score_delta"], row["n_lost"]) == (pytest.approx(-0.1), 10)
+    assert len(queries.query(store.path, f"SELECT * FROM comparisons WHERE run_id = '{pruned['run_id']}'")) == 1
+
+
+def test_a_language_models_phases_have_their_own_columns(tmp_path: Path) -> None:
+    workload = {"phases": [["prefill", 1], ["decode", 3]], "sizes": {"tokens": 16}, "unit": "token"}
+    latency = {"decode": [2_000_000] * 300, "prefill": [10_000_000] * 100}
+    base = record(workload=workload, latency=latency, batch_size=2)
+    fast = {"decode": [1_000_000] * 300, "prefill": [5_000_000] * 100}
+    run = record(workload=workload, latency=fast, chain=PRUNED, batch_size=2)
+    other = record(chain=PRUNED, batch_size=2, workload={**workload, "sizes": {"tokens": 32}}, latency=fast)
+    rows = rows_of(tmp_path, base, run, other)
+    row = rows[run["run_id"]]
+    assert (row["prefill_p50_ms"], row["decode_p50_ms"], row["n_latency"]) == (5.0, 1.0, 100)
+    assert row["speedup"] == pytest.approx((10 + 3 * 2) / (5 + 3 * 1))
+    assert row["units_per_s"] == pytest.approx(2 / 1e-3)
+    assert row["throughput_per_s"] == pytest.approx(2 / 8e-3)
+    assert (row["latency_p50_ms"], json.loads(row["reasons"])["latency_p50_ms"]) == (
+        None,
+        "timed by phase: prefill, decode",
+    )
+    assert "ran another workload" in json.loads(rows[other["run_id"]]["reasons"])["speedup"]
+    (plain,) = rows_of(tmp_path / "plain", record()).values()
+    assert json.loads(plain["reasons"])["decode_p50_ms"] == "the workload has no phase decode"
+
+
+def test_fidelity_is_told_by_metric_and_reference(tmp_path: Path) -> None:
+    def entry(metric: str, against: str, value: float) -> dict[str, Any]:
+        return score(metric, [value], against=against, data="validation", parts={})
+
+    found = [entry("sqnr", "torch", 60.0), entry("sqnr", "float", 20.0), entry("top1-agreement", "float", 0.75)]
+    (row,) = rows_of(tmp_path, record(scores=[score("mae", errors()), *found])).values()
+    names = ("fidelity_sqnr", "quantization_sqnr", "quantization_top1", "fidelity_top1")
+    assert [row[name] for name in names] == [60.0, 20.0, 0.75, None]
+    assert json.loads(row["reasons"])["fidelity_top1"] == "no fidelity metric of the task"
+    (row,) = rows_of(tmp_path / "none", record()).values()
+    assert "nothing was quantized" in json.loads(row["reasons"])["quantization_sqnr"]
+
+
+def test_what_happened_to_which_layer_is_a_query(tmp_path: Path) -> None:
+    layer = {"kind": "Linear", "shape": [10, 20], "parameters": 200, "nonzero": 20, "bits": 32.0, "rank": 10}
+    layer |= {"error_mean": 0.1, "error_max": 0.5, "sqnr_db": None}
+    store = Store(tmp_path / "assay.duckdb")
+    store.add(record(layers=[{"name": "a", **layer}, {"name": "b", **layer, "nonzero": 200}]))
+    rows = queries.query(store.path, "SELECT name, nonzero / parameters AS density, shape FROM layers ORDER BY i")
+    assert rows == [
+        {"name": "a", "density": 0.1, "shape": "[10,20]"},
+        {"name": "b", "density": 1.0, "shape": "[10,20]"},
+    ]
+
+
+def test_a_column_is_one_row_of_a_table() -> None:
+    """What is said of a column is said once: view, comments, reasons, headings and sections come from it."""
+    assert [column.name for column in columns.COLUMNS] == list(schema.documented()["runs"].columns)
+    assert {column.section for column in columns.COLUMNS} - {""} <= set(columns.SECTIONS)
+    for column in columns.COLUMNS:
+        shown = column.shown
+        for name in filter(None, (shown.low, shown.high, shown.change, shown.kind) if shown else ()):
+            assert name in columns.BY_NAME
