@@ -9,27 +9,33 @@ from __future__ import annotations
 
 import contextlib
 import io
+import keyword
 import logging
+import re
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import onnx
-import onnx_ir
 import torch
 from onnxscript import opset20 as op
 from torch import Tensor, nn
 
 import harness.quantized  # noqa: F401  (registers the assay operators)
-from harness.errors import ExportError
+from hardware.ports import BATCH, axis_names
+from hardware.rewriting import rewrite
+from harness.calling import call, evaluating, plain_attention
+from harness.errors import AssayError, ExportError, explanation
+
+if TYPE_CHECKING:
+    from harness.contracts import Port, Signature, Tensors
 
 OPSET = 20
-INPUT, OUTPUT, BATCH = "input", "output", "batch"
 PROTOBUF_LIMIT = 2**31 - 2**20
 """Protobuf cannot hold more than 2 GiB; beyond this many bytes of weights they go to a file of their own."""
+_OWN = ("harness/calling.py", "hardware/export.py")
 
 
 def _quantize_dequantize(x: Any, scale: Any, zero_point: Any, axis: int = 0) -> Any:
@@ -40,15 +46,37 @@ def _dequantize(q: Any, scale: Any, axis: int = 0) -> Any:
     return op.DequantizeLinear(q, scale, axis=axis)
 
 
-def to_onnx(model: nn.Module, example: Tensor, path: Path) -> Path:
-    """Write ``model`` as ONNX with a dynamic batch axis; one input "input", one output "output".
+class Called(nn.Module):
+    """A model that takes a signature's inputs by place and returns its outputs as a tuple.
+
+    NumPy has no bfloat16, so outputs of that type are widened to float32, which is exact.
+    """
+
+    def __init__(self, model: nn.Module, signature: Signature) -> None:
+        super().__init__()
+        self.model = model
+        self.signature = signature
+
+    def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """Call the model by name; see :func:`harness.calling.call`."""
+        names = [port.name for port in self.signature.inputs]
+        outputs = call(self.model, dict(zip(names, values, strict=True)), self.signature)
+        return tuple(value.float() if value.dtype == torch.bfloat16 else value for value in outputs.values())
+
+
+def to_onnx(model: nn.Module, signature: Signature, example: Tensors, path: Path) -> Path:
+    """Write ``model`` as ONNX with the signature's inputs and outputs in its order and under its names.
+
+    The batch axis varies unless ``signature.batch`` fixes it, and so do the axes that a port names.
 
     Parameters
     ----------
     model : nn.Module
         Exported in evaluation mode; left as it was.
-    example : Tensor, shape (n >= 2, ...)
-        An input; its first axis becomes the dynamic one.
+    signature : Signature
+        What the file takes and gives.
+    example : Tensors
+        Inputs of a few examples.
     path : Path
         The file to write. Weights of more than 2 GB go to ``<path>.data`` beside it.
 
@@ -60,47 +88,148 @@ def to_onnx(model: nn.Module, example: Tensor, path: Path) -> Path:
     Raises
     ------
     ExportError
-        If the model cannot be exported, with the first useful line of the cause.
+        If the model cannot be exported, with the lines of the cause that explain it.
     """
-    modes = {module: module.training for module in model.modules()}
-    try:
-        exported = _export(model.eval(), example)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-    written = _translate(exported, type(model).__name__)
-    _strip(written.model)
-    _transpose_stored_weights(written.model)
-    _write_zero_points(written.model)
-    _unshare_grids(written.model)
+    values, shapes = _examples(signature, example)
+    names = _file_names([port.name for port in signature.inputs], [port.name for port in signature.outputs])
+    return write(Called(model, signature), values, shapes, names, path, type(model).__name__)
+
+
+def write(
+    module: nn.Module,
+    values: Sequence[Tensor],
+    shapes: Sequence[dict[int, Any]],
+    names: tuple[list[str], list[str]],
+    path: Path,
+    title: str,
+) -> Path:
+    """Export a module that holds the model as ``model``; see :func:`to_onnx`.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Takes ``values`` by place and returns a tuple of tensors.
+    values : sequence of Tensor
+    shapes : sequence of dict
+        For each value, which axes vary.
+    names : tuple of list of str
+        Of the file's inputs and outputs.
+    path : Path
+    title : str
+        What the model is called in messages.
+    """
+    with evaluating(module):
+        exported = _export(module, tuple(values), tuple(shapes), title)
+    _plain_names(exported)
+    written = _translate(exported, names, title)
+    axes = [{place: dim.__name__ for place, dim in shape.items()} for shape in shapes]
+    rewrite(written.model, prefix="model.", axes=axes)
     large = sum(tensor.nbytes for tensor in exported.state_dict.values()) > PROTOBUF_LIMIT
     written.save(path, external_data=large)
     try:
         onnx.checker.check_model(path)
     except onnx.checker.ValidationError as error:
-        raise ExportError(f"{type(model).__name__}: the exported ONNX is not valid: {_first_line(error)}") from error
+        raise ExportError(f"{title}: the exported ONNX is not valid: {explanation(error)}") from error
     return path
 
 
-def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
-    name = type(model).__name__
+def _examples(signature: Signature, example: Tensors) -> tuple[list[Tensor], list[dict[int, Any]]]:
+    """Values to trace with, and the axes that vary.
+
+    The exporter takes an axis of size 0 or 1 for a constant: such axes are filled up by repeating.
+    """
+    names = axis_names(signature)
+    dims = {axis: torch.export.Dim(name) for axis, name in names.items()}
+    batch = torch.export.Dim(BATCH) if signature.batch is None else None
+    values, shapes = [], []
+    for port in signature.inputs:
+        value = example[port.name]
+        varying = {place: dims[axis] for place, axis in enumerate(port.shape, start=1) if isinstance(axis, str)}
+        if batch is not None:
+            varying = {0: batch, **varying}
+        elif signature.batch is not None:
+            value = value[torch.arange(signature.batch) % len(value)]
+        for place in varying:
+            if value.shape[place] < 2:
+                value = value.repeat_interleave(2, dim=place)
+        values.append(value)
+        shapes.append(varying)
+    return values, shapes
+
+
+def _file_names(inputs: list[str], outputs: list[str]) -> tuple[list[str], list[str]]:
+    """Names that ONNX takes: not empty, and no two alike among inputs and outputs. Loading goes by place then."""
+    taken: set[str] = set()
+
+    def free(name: str) -> str:
+        name = name or "_"
+        while name in taken:
+            name += "_"
+        taken.add(name)
+        return name
+
+    return [free(name) for name in inputs], [free(name) for name in outputs]
+
+
+def _export(
+    module: nn.Module, values: tuple[Tensor, ...], shapes: tuple[dict[int, Any], ...], title: str
+) -> torch.export.ExportedProgram:
     try:
-        with _quiet(), _without_attention_fastpath(), torch.no_grad():
-            exported = torch.export.export(
-                model, (example,), dynamic_shapes=({0: torch.export.Dim(BATCH)},), strict=False
-            )
+        with _quiet(), plain_attention(), torch.no_grad():
+            try:
+                return torch.export.export(module, values, dynamic_shapes=(shapes,), strict=False)
+            except torch._dynamo.exc.UserError as error:
+                narrower = _narrowed(error, shapes)
+                if narrower is None:
+                    raise
+                return torch.export.export(module, values, dynamic_shapes=(narrower,), strict=False)
+    except AssayError as error:
+        raise type(error)(f"{title} cannot be exported: {error}") from error
     except Exception as error:  # the model's own code runs here and may raise anything
-        raise ExportError(f"{name} cannot be exported: {_first_line(error)}{_place(error)}") from error
-    inputs, outputs = exported.graph_signature.user_inputs, exported.graph_signature.user_outputs
-    if len(inputs) != 1 or len(outputs) != 1:
-        raise ExportError(
-            f"{name} cannot be exported: it must map one tensor to one tensor; it has {len(inputs)} inputs and "
-            f"{len(outputs)} outputs."
-        )
-    return exported
+        raise ExportError(f"{title} cannot be exported: {explanation(error)}{_place(error)}") from error
 
 
-def _translate(exported: torch.export.ExportedProgram, name: str) -> torch.onnx.ONNXProgram:
+def _narrowed(error: Exception, shapes: tuple[dict[int, Any], ...]) -> tuple[dict[int, Any], ...] | None:
+    """The axes with the limits that the exporter asks for (a table of 512 positions), or None where it asks for more.
+
+    An axis that the model's code makes a constant stays an error.
+    """
+    _, _, fixes = str(error).partition("Suggested fixes:")
+    found = {}
+    for line in filter(None, (line.strip() for line in fixes.splitlines())):
+        limits = re.fullmatch(r"(\w+) = Dim\('\w+'(?:, min=(\d+))?(?:, max=(\d+))?\)", line)
+        if limits is None:
+            if " = " in line:
+                return None
+            continue
+        name, low, high = limits.groups()
+        found[name] = torch.export.Dim(name, min=int(low) if low else None, max=int(high) if high else None)
+    if not found:
+        return None
+    return tuple({axis: found.get(dim.__name__, dim) for axis, dim in shape.items()} for shape in shapes)
+
+
+def _plain_names(exported: torch.export.ExportedProgram) -> None:
+    """Rename tensors whose names hold quotes, line breaks or Python's keywords: torch writes them into code as is."""
+    for spec in exported.graph_signature.input_specs:
+        target = spec.target
+        if target is None:
+            continue
+        parts = [re.sub(r"[\"'\\\n\r]", "_", part) for part in target.split(".")]
+        plain = ".".join(f"{part}_" if keyword.iskeyword(part) else part for part in parts)
+        if plain == target:
+            continue
+        while plain in exported.state_dict or plain in exported.constants:
+            plain += "_"
+        for tensors in (exported.state_dict, exported.constants):
+            if target in tensors:
+                tensors[plain] = tensors.pop(target)  # type: ignore[index]
+        spec.target = plain
+
+
+def _translate(
+    exported: torch.export.ExportedProgram, names: tuple[list[str], list[str]], title: str
+) -> torch.onnx.ONNXProgram:
     table: dict[Callable[..., Any], Callable[..., Any]] = {
         torch.ops.assay.quantize_dequantize.default: _quantize_dequantize,
         torch.ops.assay.dequantize.default: _dequantize,
@@ -111,8 +240,8 @@ def _translate(exported: torch.export.ExportedProgram, name: str) -> torch.onnx.
                 exported,
                 dynamo=True,
                 opset_version=OPSET,
-                input_names=[INPUT],
-                output_names=[OUTPUT],
+                input_names=names[0],
+                output_names=names[1],
                 custom_translation_table=table,
                 verbose=False,
             )
@@ -120,120 +249,20 @@ def _translate(exported: torch.export.ExportedProgram, name: str) -> torch.onnx.
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        raise ExportError(f"{name} cannot be written as ONNX: {_first_line(cause)}") from error
+        raise ExportError(f"{title} cannot be written as ONNX: {explanation(cause)}") from error
     assert written is not None  # noqa: S101  (for the type checker: only the old exporter returns None)
     return written
 
 
-def _strip(model: Any) -> None:
-    """Remove what depends on the exporting process: stack traces, file names, module paths, documentation."""
-    model.metadata_props.clear()
-    model.doc_string = None
-    for graph in (model.graph, *model.functions.values()):
-        graph.metadata_props.clear()
-        graph.doc_string = None
-        for node in graph.all_nodes():
-            node.metadata_props.clear()
-            node.doc_string = None
-            for value in node.outputs:
-                _strip_value(value)
-                if not value.is_graph_output():
-                    value.type, value.shape = None, None  # runtimes infer them; a tenth of a small file
-        for value in (*graph.inputs, *getattr(graph, "initializers", {}).values()):
-            _strip_value(value)
-
-
-def _strip_value(value: Any) -> None:
-    value.metadata_props.clear()
-    value.doc_string = None
-
-
-def _transpose_stored_weights(model: Any) -> None:
-    """Store integers transposed where a MatMul reads them through a Transpose: runtimes fuse it only without."""
-    for node in list(model.graph.all_nodes()):
-        if node.op_type != "Transpose" or (dequantize := node.inputs[0].producer()) is None:
-            continue
-        stored = dequantize.inputs[0]
-        alone = all(len(value.uses()) == 1 for value in (stored, dequantize.outputs[0]))
-        if dequantize.op_type != "DequantizeLinear" or stored.const_value is None or not alone:
-            continue
-        order = list(node.attributes["perm"].as_ints())
-        axis = dequantize.attributes["axis"].as_int()
-        stored.const_value = onnx_ir.tensor(
-            np.ascontiguousarray(stored.const_value.numpy().transpose(order)), name=stored.name
-        )
-        stored.shape = stored.const_value.shape
-        dequantize.attributes["axis"] = onnx_ir.AttrInt64("axis", order.index(axis))
-        node.outputs[0].replace_all_uses_with(dequantize.outputs[0])
-        model.graph.remove(node, safe=True)
-
-
-def _write_zero_points(model: Any) -> None:
-    """Write the default zero point of every int8 DequantizeLinear: ONNX Runtime fuses no QGemm without it."""
-    for node in list(model.graph.all_nodes()):
-        if node.op_type == "DequantizeLinear" and len(node.inputs) == 2:
-            stored, scale = (value.const_value.numpy() for value in node.inputs)
-            if stored.dtype == np.int8:
-                node.resize_inputs(3)
-                zeros = np.zeros(scale.shape, np.int8)
-                node.replace_input_with(2, _initializer(model, f"{node.inputs[0].name}_zero_point", zeros))
-
-
-def _unshare_grids(model: Any) -> None:
-    """Give every quantizer a scale and zero point of its own.
-
-    OpenVINO leaves layers in float whose zero point another one reads, and the exporter merges equal initializers. A
-    QuantizeLinear and the DequantizeLinear behind it go on sharing.
-    """
-    owners: dict[str, Any] = {}
-    copies: dict[tuple[str, Any], Any] = {}
-    for node in list(model.graph.all_nodes()):
-        if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
-            continue
-        producer = node.inputs[0].producer()
-        owner = producer if producer is not None and producer.op_type == "QuantizeLinear" else node
-        for index, value in list(enumerate(node.inputs))[1:]:
-            if owners.setdefault(value.name, owner) is not owner:
-                key = (value.name, owner)
-                if key not in copies:
-                    copies[key] = _initializer(model, f"{value.name}_{len(copies)}", value.const_value.numpy())
-                node.replace_input_with(index, copies[key])
-
-
-def _initializer(model: Any, name: str, values: Any) -> Any:
-    tensor = onnx_ir.tensor(values, name=name)
-    value = onnx_ir.Value(name=name, type=onnx_ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
-    model.graph.register_initializer(value)
-    return value
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
 def _place(error: BaseException) -> str:
-    """The innermost line of code outside torch that the error passed through, as " (at file:line: code)"."""
+    """The innermost line of the model's own code that the error passed through, as " (at file:line: code)"."""
     torch_folder = str(Path(torch.__file__).parent)
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith(torch_folder)
-        and frame.filename != __file__
-        and not frame.filename.startswith("<")
+        if not frame.filename.startswith((torch_folder, "<")) and not frame.filename.endswith(_OWN)
     ]
     return f" (at {Path(frames[-1].filename).name}:{frames[-1].lineno}: {frames[-1].line})" if frames else ""
-
-
-@contextlib.contextmanager
-def _without_attention_fastpath() -> Iterator[None]:
-    """Trace attention as its parts: the fused inference path of torch has no ONNX form."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 @contextlib.contextmanager

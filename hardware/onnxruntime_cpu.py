@@ -6,43 +6,69 @@ import functools
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from hardware.artifacts import build_onnx, onnx_file
-from hardware.kernels import Kernel, convolution_macs, product_macs, summary
+from hardware import ports, stored
+from hardware.artifacts import FORWARD, build_onnx, onnx_file
+from hardware.kernels import Kernel, attention_macs, matrix_macs, stored_as, summary, weights_and_activations
 from hardware.packages import missing
 from harness.contracts import JSON, Scheme
-from harness.errors import DataError, InputError
+from harness.errors import DataError, InputError, Unsupported, explanation
+from harness.measure.counts import convolution_macs, recurrent_macs
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
-    from harness.contracts import FloatArray
+    from harness.contracts import Arrays, Signature, Tensors
 
 _ERRORS_ONLY = 3
-# Operation name: (position of the weights or the left operand among the inputs, whether it is a convolution).
-_MAC_OPERATIONS: dict[str, tuple[int, bool]] = {
-    "Conv": (1, True),
-    "FusedConv": (1, True),
-    "NhwcFusedConv": (1, True),
-    "ConvInteger": (1, True),
-    "QLinearConv": (3, True),
-    "Gemm": (0, False),
-    "FusedGemm": (0, False),
-    "QGemm": (0, False),
-    "MatMul": (0, False),
-    "FusedMatMul": (0, False),
-    "MatMulInteger": (0, False),
-    "MatMulIntegerToFloat": (0, False),
-    "DynamicQuantizeMatMul": (0, False),
-    "QLinearMatMul": (0, False),
-}
+_Shapes = Sequence[Sequence[int]]
+
+
+def _convolution(weight: int) -> Callable[[_Shapes, _Shapes], int]:
+    return lambda inputs, outputs: convolution_macs(outputs[0], inputs[weight])
+
+
+def _matrices(left: int, right: int) -> Callable[[_Shapes, _Shapes], int]:
+    return lambda inputs, outputs: matrix_macs(outputs[0], inputs[left], inputs[right])
+
+
+def _recurrent(inputs: _Shapes, outputs: _Shapes) -> int:
+    del outputs
+    return recurrent_macs(inputs[0], inputs[1], inputs[2])
+
+
+def _attention(inputs: _Shapes, outputs: _Shapes) -> int:
+    """Attention with or without a projection of its own; a cache makes the keys more than the queries."""
+    query, second = inputs[0], inputs[1]
+    if len(query) == 3 and len(second) == 2:  # (n, tokens, in) by (in, 3 x width), then attention over the tokens
+        width = outputs[0][-1]
+        return matrix_macs([*query[:-1], second[1]], query, second) + attention_macs([*query[:-1], width], query[1])
+    present = next((shape for shape in outputs[1:] if len(shape) == 4), None)
+    return attention_macs(outputs[0], present[-2] if present else second[-2])
+
+
+# How many multiply-accumulates an operation makes, from the shapes of its inputs and outputs.
+_MACS: dict[str, Callable[[_Shapes, _Shapes], int]] = {
+    **dict.fromkeys(("Conv", "FusedConv", "NhwcFusedConv", "ConvInteger"), _convolution(1)),
+    "QLinearConv": _convolution(3),
+    "ConvTranspose": lambda inputs, outputs: convolution_macs(inputs[0], inputs[1]),
+    **dict.fromkeys(
+        ("Gemm", "FusedGemm", "MatMul", "FusedMatMul", "TransposeMatMul", "MatMulInteger", "MatMulIntegerToFloat",
+         "DynamicQuantizeMatMul"),
+        _matrices(0, 1),
+    ),
+    **dict.fromkeys(("QGemm", "QLinearMatMul"), _matrices(0, 3)),
+    "MatMulNBits": lambda inputs, outputs: int(np.prod(outputs[0])) * inputs[0][-1],
+    **dict.fromkeys(("LSTM", "GRU", "RNN", "DynamicQuantizeLSTM"), _recurrent),
+    **dict.fromkeys(("Attention", "MultiHeadAttention", "GroupQueryAttention", "QAttention"), _attention),
+}  # fmt: skip
 _INTEGER = {
     "ConvInteger",
     "QLinearConv",
@@ -51,8 +77,15 @@ _INTEGER = {
     "MatMulIntegerToFloat",
     "DynamicQuantizeMatMul",
     "QLinearMatMul",
+    "DynamicQuantizeLSTM",
+    "QAttention",
 }
-_TYPES = {"float": "f32", "float16": "f16", "bfloat16": "bf16", "uint8": "u8", "int8": "s8"}
+_TYPES = {"float": "f32", "double": "f64", "float16": "f16", "bfloat16": "bf16", "uint8": "u8", "int8": "s8"}
+_BITS = {"float": 32, "double": 64, "float16": 16, "bfloat16": 16}
+_DTYPES = {
+    "float": "float32", "double": "float64", "float16": "float16", "bool": "bool", "uint8": "uint8", "int8": "int8",
+    "int16": "int16", "int32": "int32", "int64": "int64",
+}  # fmt: skip
 
 
 def _runtime() -> Any:
@@ -73,11 +106,15 @@ class OnnxRuntime:
     ----------
     spinning : bool
         Whether the pool's idle threads spin, as by default, or sleep. With one thread there is no pool.
+    accuracy_level : {0, 4}
+        Of products whose weights are stored in few bits with QuantizeLinear's operators: 4, the runtime's own choice,
+        rounds activations to 8-bit integers (fast); 0 computes in the activations' type.
     """
 
     packages: ClassVar[tuple[str, ...]] = ("onnxruntime", "onnx", "onnxscript", "torch")
 
     spinning: bool = True
+    accuracy_level: Literal[0, 4] = 4
 
     @property
     def scheme(self) -> Scheme:
@@ -88,40 +125,56 @@ class OnnxRuntime:
         """A reason why ONNX Runtime cannot run here, or None."""
         return missing(("onnxruntime", "onnx", "onnxscript"), "onnxruntime", _runtime)
 
-    def build(self, model: nn.Module, example: Tensor, folder: Path) -> Path:
-        """Export to ONNX; see :func:`hardware.export.to_onnx`."""
-        return build_onnx(model, example, folder)
+    def build(
+        self,
+        model: nn.Module,
+        signature: Signature,
+        example: Tensors,
+        folder: Path,
+        phases: Sequence[str] = FORWARD,
+    ) -> Path:
+        """Export to ONNX, or copy the ONNX file that the model is; see :func:`hardware.artifacts.build_onnx`."""
+        return build_onnx(model, signature, example, folder, phases)
 
-    def load(self, artifact: Path, *, threads: int, batch: tuple[int, ...]) -> OnnxRuntimeDeployed:
-        """Load the artifact for inputs of shape ``batch``.
+    def load(self, artifact: Path, *, signature: Signature, inputs: Arrays, threads: int) -> OnnxRuntimeDeployed:
+        """Load the artifact for inputs of exactly these shapes and dtypes.
 
         Raises
         ------
         DataError
             If the file is missing or damaged.
         InputError
-            If the model does not take inputs of this shape.
+            If the model does not take these inputs.
+        Unsupported
+            If the runtime has no kernel for an operation in the model's types.
         """
-        return OnnxRuntimeDeployed(onnx_file(artifact), threads, batch, self.spinning)
+        ports.check(signature, inputs)
+        return OnnxRuntimeDeployed(onnx_file(artifact), signature, inputs, threads, self)
 
 
 class OnnxRuntimeDeployed:
-    """A session with input and output bound to memory of its own."""
+    """A session with inputs and outputs bound to memory of its own."""
 
-    def __init__(self, path: Path, threads: int, batch: tuple[int, ...], spinning: bool) -> None:
-        self._path, self._threads, self._batch, self._spinning = path, threads, batch, spinning
+    def __init__(
+        self, path: Path, signature: Signature, inputs: Arrays, threads: int, settings: OnnxRuntime
+    ) -> None:
+        self._path, self._threads, self._settings = path, threads, settings
+        self._sizes = ports.axis_sizes(signature, inputs)
         self._ort = _runtime()
         self._session = self._open(self._options())
-        (source,), (sink,) = self._session.get_inputs(), self._session.get_outputs()
-        if len(source.shape) != len(batch) or any(
-            isinstance(size, int) and size != given for size, given in zip(source.shape, batch, strict=True)
-        ):
-            raise InputError(f"The model takes inputs of shape {source.shape}; got {list(batch)}.")
-        self._input_name = source.name
-        self._input = self._ort.OrtValue.ortvalue_from_numpy(np.zeros(batch, np.float32))
+        taken = {item.name: item for item in self._session.get_inputs()}
+        self._names = ports.matched(signature.inputs, list(taken), "input")
+        self._bound = ports.zeros(signature, inputs)
+        for port, name in zip(signature.inputs, self._names, strict=True):
+            _check(port.name, taken[name], self._bound[port.name])
+        self._values = {name: self._ort.OrtValue.ortvalue_from_numpy(value) for name, value in self._bound.items()}
         self._binding = self._session.io_binding()
-        self._binding.bind_ortvalue_input(source.name, self._input)
-        self._binding.bind_output(sink.name)
+        for name, value in zip(self._names, self._values.values(), strict=True):
+            self._binding.bind_ortvalue_input(name, value)
+        self._outputs = [port.name for port in signature.outputs]
+        given = [item.name for item in self._session.get_outputs()]
+        for name in ports.matched(signature.outputs, given, "output"):
+            self._binding.bind_output(name)
 
     def _options(self) -> Any:
         options = self._ort.SessionOptions()
@@ -130,16 +183,19 @@ class OnnxRuntimeDeployed:
         options.execution_mode = self._ort.ExecutionMode.ORT_SEQUENTIAL
         options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.log_severity_level = _ERRORS_ONLY
-        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if self._spinning else "0")
-        # The exporter's name of the dynamic axis: a fixed batch lets the session plan its memory.
-        options.add_free_dimension_override_by_name("batch", self._batch[0])
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if self._settings.spinning else "0")
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", str(self._settings.accuracy_level))
+        # Fixed sizes let the session plan its memory.
+        for name, size in self._sizes.items():
+            options.add_free_dimension_override_by_name(name, size)
         return options
 
     def _open(self, options: Any) -> Any:
         try:
             return self._ort.InferenceSession(self._path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exceptions share no base class below Exception
-            raise DataError(f"ONNX Runtime cannot load {self._path}: {str(error).strip().splitlines()[0]}") from error
+            said = f"ONNX Runtime cannot load {self._path}: {explanation(error)}"
+            raise (Unsupported if type(error).__name__ == "NotImplemented" else DataError)(said) from error
 
     @functools.cached_property
     def effective(self) -> Mapping[str, JSON]:
@@ -151,17 +207,19 @@ class OnnxRuntimeDeployed:
         options = self._session.get_session_options()
         kernels = list(self._profile())
         quantized = any(kernel.precision == "int8" or "Quantize" in kernel.kind for kernel in kernels)
-        return {
+        wanted = "int8" if quantized else stored.precision(self._path)
+        found: dict[str, JSON] = {
             "threads": options.intra_op_num_threads,
             "streams": 1,
             "provider": self._session.get_providers()[0],
             "spinning": options.get_session_config_entry("session.intra_op.allow_spinning") == "1",
-            **summary(
-                kernels,
-                wanted="int8" if quantized else "f32",
-                because="the model is quantized" if quantized else "the model is in f32",
-            ),
+            **summary(kernels, wanted=wanted, because="the model is quantized" if quantized else stored_as(wanted)),
         }
+        if any(kernel.kind == "MatMulNBits" for kernel in kernels):
+            found["accuracy_level"] = int(
+                options.get_session_config_entry("session.qdq_matmulnbits_accuracy_level")
+            )
+        return found
 
     def _profile(self) -> Iterator[Kernel]:
         with tempfile.TemporaryDirectory(prefix="assay-profile-") as folder:
@@ -171,42 +229,84 @@ class OnnxRuntimeDeployed:
             # Prepacked weights lose their shapes in the profile; the choice of kernels is made before.
             options.add_session_config_entry("session.disable_prepacking", "1")
             session = self._open(options)
-            session.run(None, {self._input_name: np.zeros(self._batch, np.float32)})
+            session.run(None, dict(zip(self._names, self._bound.values(), strict=True)))
             events = json.loads(Path(session.end_profiling()).read_text())
-        for event in events:
-            if event.get("cat") == "Node" and "op_name" in event["args"]:
-                yield _kernel(event["args"])
+            nodes = [event["args"] for event in events if event.get("cat") == "Node" and "op_name" in event["args"]]
+            packed: dict[tuple[int, ...], tuple[int, int]] = {}
+            if any(node["op_name"] == "MatMulNBits" for node in nodes):
+                packed = self._packed(Path(folder) / "optimized.onnx")
+        for node in nodes:
+            yield _kernel(node, packed)
 
-    def bind(self, x: FloatArray) -> None:
-        """Copy one batch into the bound input."""
-        if x.shape != self._batch:
-            raise InputError(f"Bound to inputs of shape {self._batch}; got {x.shape}.")
-        self._input.update_inplace(np.ascontiguousarray(x, np.float32))
+    def _packed(self, path: Path) -> dict[tuple[int, ...], tuple[int, int]]:
+        """Bits of weights and of activations (0: their type's) by the shape of packed weights.
 
-    def __call__(self) -> None:
-        """Run the session on the bound input."""
+        The runtime makes such nodes itself, and its profile has no attributes: they are read in the optimized graph.
+        """
+        import onnx
+
+        options = self._options()
+        options.optimized_model_filepath = str(path)
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", f"{path.name}.data")
+        self._open(options)
+        found = {}
+        for graph in stored.graphs(onnx.load(path, load_external_data=False).graph):
+            for node in graph.node:
+                if node.op_type == "MatMulNBits":
+                    said = {item.name: item.i for item in node.attribute}
+                    bits, block = said.get("bits", 4), said["block_size"]
+                    shape = (said["N"], -(-said["K"] // block), block * bits // 8)
+                    found[shape] = (bits, 8 if said.get("accuracy_level") == 4 else 0)
+        return found
+
+    def bind(self, inputs: Arrays) -> None:
+        """Copy one batch into the bound inputs."""
+        ports.check_bound(self._bound, inputs)
+        for name, value in self._values.items():
+            value.update_inplace(np.ascontiguousarray(inputs[name]))
+
+    def __call__(self, phase: str = "forward") -> None:
+        """Run the session on the bound inputs."""
+        if phase != "forward":
+            raise InputError(f"This artifact runs forward, not {phase!r}.")
         self._session.run_with_iobinding(self._binding)
 
     def synchronize(self) -> None:
         """Nothing to wait for: the call is synchronous."""
 
-    def fetch(self) -> FloatArray:
-        """A copy of the outputs, shape (n, classes)."""
-        outputs: FloatArray = self._binding.get_outputs()[0].numpy().copy()
-        return outputs
+    def fetch(self) -> dict[str, Any]:
+        """The outputs of the last call by name, as copies."""
+        values = self._binding.get_outputs()
+        return {name: value.numpy().copy() for name, value in zip(self._outputs, values, strict=True)}
 
     def close(self) -> None:
         """Drop the session."""
-        self._binding = self._session = self._input = None
+        self._binding = self._session = None
+        self._values = {}
 
 
-def _kernel(arguments: Mapping[str, Any]) -> Kernel:
+def _check(name: str, taken: Any, array: Any) -> None:
+    kind = taken.type.removeprefix("tensor(").removesuffix(")")
+    if _DTYPES.get(kind) != str(array.dtype):
+        raise Unsupported(f"ONNX Runtime's input {name!r} takes {_DTYPES.get(kind, kind)}, not {array.dtype}.")
+    fits = len(taken.shape) == array.ndim and all(
+        not isinstance(size, int) or size == given for size, given in zip(taken.shape, array.shape, strict=True)
+    )
+    if not fits:
+        raise InputError(f"The model takes inputs of shape {taken.shape} as {name!r}; got {list(array.shape)}.")
+
+
+def _kernel(arguments: Mapping[str, Any], packed: Mapping[tuple[int, ...], tuple[int, int]]) -> Kernel:
     kind = arguments["op_name"]
-    (output_type, output), *_ = (next(iter(item.items())) for item in arguments["output_type_shape"])
+    inputs, outputs = (
+        [next(iter(item.items())) for item in arguments[key]] for key in ("input_type_shape", "output_type_shape")
+    )
+    output_type = outputs[0][0] if outputs else "none"
     precision = _TYPES.get(output_type, output_type)
-    if kind not in _MAC_OPERATIONS:
+    if kind not in _MACS:
         return Kernel(kind=kind, precision=precision)
-    position, convolution = _MAC_OPERATIONS[kind]
-    shapes = [next(iter(item.values())) for item in arguments["input_type_shape"]]
-    macs = (convolution_macs if convolution else product_macs)(output, shapes[position])
+    macs = _MACS[kind]([shape for _, shape in inputs], [shape for _, shape in outputs])
+    if kind == "MatMulNBits":
+        bits, activations = packed[tuple(inputs[1][1])]
+        precision = weights_and_activations(bits, activations or _BITS.get(output_type, 32))
     return Kernel(kind=kind, precision="int8" if kind in _INTEGER else precision, macs=macs)

@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 import functools
-import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from hardware.artifacts import build_onnx, onnx_file
-from hardware.kernels import Kernel, convolution_macs, product_macs, summary
+from hardware import openvino_kernels, ports, stored
+from hardware.artifacts import FORWARD, build_onnx, onnx_file
+from hardware.kernels import stored_as, summary
 from hardware.packages import missing
 from harness.contracts import JSON, Scheme
-from harness.errors import DataError, InputError
+from harness.errors import DataError, InputError, Unsupported, explanation
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
-    from harness.contracts import FloatArray
+    from harness.contracts import Arrays, Signature, Tensors
 
-_CONVOLUTIONS = {"Convolution", "GroupConvolution", "Deconvolution"}
-_PRODUCTS = {"FullyConnected", "MatMul"}
-_ATTENTION = {"ScaledDotProductAttention", "ScaledDotProductAttentionWithKVCache"}
-_NOT_EXECUTED = {"Const", "Input", "Output", "Parameter", "Result"}
+# What the plugin takes and keeps: it computes 64-bit floats in 32 bits, which would change them without a word.
+_DTYPES = {
+    "f32": "float32", "f16": "float16", "boolean": "bool", "u8": "uint8", "i8": "int8", "i16": "int16",
+    "i32": "int32", "i64": "int64",
+}  # fmt: skip
+_INT32 = np.iinfo(np.int32)
+_HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
 
 @functools.cache
@@ -50,17 +53,25 @@ def _runtime() -> Any:
 class OpenVino:
     """OpenVINO's CPU plugin, latency mode, one stream.
 
-    It reads the ONNX file itself, which is therefore what is deployed and weighed.
+    It reads the ONNX file itself, which is therefore what is deployed and weighed. What the plugin would choose by the
+    CPU, and what changes numbers, is always asked for.
 
     Parameters
     ----------
     precision : {"f32", "bf16"}
-        Of what is not quantized. Always asked for: left alone, the plugin runs f32 models in bf16 where the CPU can.
+        Of what is not quantized: left alone, the plugin runs f32 models in bf16 where the CPU can.
+    dynamic_quantization : int
+        Activations that meet weights of 8 or fewer bits are rounded to 8-bit integers in groups of this size: 32, the
+        plugin's own choice, is fast; 0 computes in ``precision``.
+    kv_cache : {"f32", "bf16", "f16", "u8"}
+        Of a cache that the plugin keeps itself.
     """
 
     packages: ClassVar[tuple[str, ...]] = ("openvino", "onnx", "onnxscript", "torch")
 
     precision: Literal["f32", "bf16"] = "f32"
+    dynamic_quantization: Annotated[int, Field(ge=0)] = 32
+    kv_cache: Literal["f32", "bf16", "f16", "u8"] = "f32"
 
     @property
     def scheme(self) -> Scheme:
@@ -71,115 +82,201 @@ class OpenVino:
         """A reason why OpenVINO cannot run here, or None."""
         return missing(("openvino", "onnx", "onnxscript"), "openvino", _runtime)
 
-    def build(self, model: nn.Module, example: Tensor, folder: Path) -> Path:
-        """Export to ONNX; see :func:`hardware.export.to_onnx`."""
-        return build_onnx(model, example, folder)
+    def build(
+        self,
+        model: nn.Module,
+        signature: Signature,
+        example: Tensors,
+        folder: Path,
+        phases: Sequence[str] = FORWARD,
+    ) -> Path:
+        """Export to ONNX, or copy the ONNX file that the model is; see :func:`hardware.artifacts.build_onnx`."""
+        return build_onnx(model, signature, example, folder, phases)
 
-    def load(self, artifact: Path, *, threads: int, batch: tuple[int, ...]) -> OpenVinoDeployed:
-        """Read and compile the artifact for inputs of shape ``batch``.
+    def load(self, artifact: Path, *, signature: Signature, inputs: Arrays, threads: int) -> OpenVinoDeployed:
+        """Read and compile the artifact for inputs of exactly these shapes and dtypes.
 
         Raises
         ------
         DataError
             If the file is missing or damaged.
         InputError
-            If the model does not take inputs of this shape.
+            If the model does not take these inputs.
+        Unsupported
+            If the plugin would change an input's values.
         """
-        return OpenVinoDeployed(onnx_file(artifact), threads, batch, self.precision)
+        ports.check(signature, inputs)
+        return OpenVinoDeployed(onnx_file(artifact), signature, inputs, threads, self)
+
+    def compiled(self, model: Any, threads: int, path: Path) -> Any:
+        """The model compiled with these settings.
+
+        Raises
+        ------
+        DataError
+            If the plugin refuses it.
+        """
+        settings = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": self.precision,
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": 1,
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": self.dynamic_quantization,
+            "KV_CACHE_PRECISION": self.kv_cache,
+        }
+        try:
+            return _runtime().Core().compile_model(model, "CPU", settings)
+        except RuntimeError as error:
+            raise DataError(f"OpenVINO cannot compile {path}: {_why(error)}") from error
 
 
 class OpenVinoDeployed:
-    """A compiled model with one inference request, its input tensor preset."""
+    """A compiled model with one inference request, its input tensors preset."""
 
-    def __init__(self, path: Path, threads: int, batch: tuple[int, ...], precision: str) -> None:
+    def __init__(self, path: Path, signature: Signature, inputs: Arrays, threads: int, settings: OpenVino) -> None:
         ov = _runtime()
-        self._asked = precision
-        core = ov.Core()
+        self._path, self._settings = path, settings
+        self._bound = ports.zeros(signature, inputs)
+        model = read(path)
+        sources = _matched(model.inputs, signature.inputs, "input")
+        for source, (name, value) in zip(sources, self._bound.items(), strict=True):
+            _check(name, source, value)
+        shapes = {source: list(value.shape) for source, value in zip(sources, self._bound.values(), strict=True)}
         try:
-            model = core.read_model(path)
+            model.reshape(shapes)
         except RuntimeError as error:
-            raise DataError(f"OpenVINO cannot read {path}: {_first_line(error)}") from error
-        taken = model.inputs[0].get_partial_shape()
-        if not taken.compatible(ov.PartialShape(list(batch))):
-            raise InputError(f"The model takes inputs of shape {taken}; got {list(batch)}.")
-        settings = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": precision,
-            "INFERENCE_NUM_THREADS": threads,
-            "NUM_STREAMS": 1,
+            raise InputError(f"{path} does not take inputs of these shapes: {_why(error)}") from error
+        self._shapes = {source.get_any_name(): shape for source, shape in shapes.items()}
+        # Places, since a tensor may have several names.
+        places = [model.inputs.index(source) for source in sources]
+        sinks = _matched(model.outputs, signature.outputs, "output")
+        self._outputs = {
+            port.name: model.outputs.index(sink) for port, sink in zip(signature.outputs, sinks, strict=True)
         }
-        try:
-            model.reshape(list(batch))
-            self._compiled = core.compile_model(model, "CPU", settings)
-        except RuntimeError as error:
-            raise DataError(f"OpenVINO cannot compile {path}: {_first_line(error)}") from error
+        self._compiled = settings.compiled(model, threads, path)
         self._request = self._compiled.create_infer_request()
-        self._input = np.zeros(batch, np.float32)
-        self._request.set_input_tensor(ov.Tensor(self._input, shared_memory=True))
+        for place, value in zip(places, self._bound.values(), strict=True):
+            self._request.set_input_tensor(place, ov.Tensor(value, shared_memory=True))
 
     @functools.cached_property
     def effective(self) -> Mapping[str, JSON]:
         """Read back from the compiled model and its executed graph; nothing is run for it."""
-        kernels = list(_kernels(self._compiled))
-        quantized = any(kernel.precision == "int8" or kernel.kind == "FakeQuantize" for kernel in kernels)
-        if quantized:
-            wanted, because = "int8", "the model is quantized"
-        else:
-            wanted, because = self._asked, f"{self._asked} was asked for"
-        hint = self._compiled.get_property("INFERENCE_PRECISION_HINT")
-        return {
-            "threads": int(self._compiled.get_property("INFERENCE_NUM_THREADS")),
-            "streams": int(self._compiled.get_property("NUM_STREAMS")),
-            "provider": ",".join(self._compiled.get_property("EXECUTION_DEVICES")),
-            "inference_precision_hint": {"float32": "f32", "bfloat16": "bf16"}.get(hint.to_string(), hint.to_string()),
-            **summary(kernels, wanted=wanted, because=because),
-        }
+        original = read(self._path)
+        original.reshape(self._shapes)
+        return effective(self._compiled, original, self._path)
 
-    def bind(self, x: FloatArray) -> None:
-        """Copy one batch into the preset input."""
-        if x.shape != self._input.shape:
-            raise InputError(f"Bound to inputs of shape {self._input.shape}; got {x.shape}.")
-        np.copyto(self._input, x)
+    def bind(self, inputs: Arrays) -> None:
+        """Copy one batch into the preset inputs.
 
-    def __call__(self) -> None:
-        """Run the request on the preset input."""
+        Raises
+        ------
+        Unsupported
+            If an integer needs more than the plugin's 32 bits.
+        """
+        ports.check_bound(self._bound, inputs)
+        for name, place in self._bound.items():
+            check_integers(name, inputs[name])
+            np.copyto(place, inputs[name])
+
+    def __call__(self, phase: str = "forward") -> None:
+        """Run the request on the preset inputs."""
+        if phase != "forward":
+            raise InputError(f"This artifact runs forward, not {phase!r}.")
         self._request.infer(share_outputs=True)  # without it the outputs are copied on each call
 
     def synchronize(self) -> None:
         """Nothing to wait for: the call is synchronous."""
 
-    def fetch(self) -> FloatArray:
-        """A copy of the outputs, shape (n, classes)."""
-        outputs: FloatArray = self._request.get_output_tensor(0).data.copy()
-        return outputs
+    def fetch(self) -> dict[str, Any]:
+        """The outputs of the last call by name, as copies."""
+        return {name: self._request.get_output_tensor(place).data.copy() for name, place in self._outputs.items()}
 
     def close(self) -> None:
         """Drop the compiled model."""
         self._request = self._compiled = None
 
 
-def _kernels(compiled: Any) -> Iterator[Kernel]:
-    for node in compiled.get_runtime_model().get_ordered_ops():
-        said = node.get_rt_info()
-        kind, precision = str(said["layerType"].astype(str)), str(said["runtimePrecision"].astype(str))
-        if kind in _NOT_EXECUTED:
-            continue
-        output = list(node.get_output_shape(0)) if node.get_output_partial_shape(0).is_static else []
-        inputs = [list(port.get_shape()) if port.get_partial_shape().is_static else [] for port in node.inputs()]
-        macs = 0
-        if kind in _CONVOLUTIONS:
-            macs = convolution_macs(output, inputs[1])
-        elif kind in _PRODUCTS:
-            macs = product_macs(output, inputs[0])
-        elif kind in _ATTENTION:
-            macs = math.prod(inputs[0]) * inputs[1][-2] * 2  # queries by keys, then weights by values
-        # i8 and u8 name the activations; the arithmetic of both is 8-bit integer.
-        computes_integer = macs and precision in ("u8", "i8")
-        yield Kernel(kind=kind, precision="int8" if computes_integer else precision, macs=macs)
+def read(path: Path) -> Any:
+    """The model of an ONNX file.
+
+    Raises
+    ------
+    DataError
+        If the file is missing or damaged.
+    Unsupported
+        If it holds an operation that OpenVINO does not know.
+    """
+    try:
+        return _runtime().Core().read_model(path)
+    except RuntimeError as error:
+        # An operation that it does not know is a fault of neither the file nor the user.
+        kind = Unsupported if "OpConversionFailure" in str(error) else DataError
+        raise kind(f"OpenVINO cannot read {path}: {_why(error)}") from error
 
 
-def _first_line(error: BaseException) -> str:
-    """The first line of an OpenVINO message that says something: it begins with its own source locations."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    useful = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
-    return (useful or lines or [type(error).__name__])[0]
+def effective(compiled: Any, original: Any, path: Path) -> dict[str, JSON]:
+    """What :attr:`Deployed.effective` says of a compiled model.
+
+    Parameters
+    ----------
+    compiled : CompiledModel
+    original : Model
+        The model before compilation, of the same shapes.
+    path : Path
+        Its file.
+    """
+    dynamic = int(compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE"))
+    hint = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+    asked = _HINTS.get(hint, hint)
+    graph = compiled.get_runtime_model()
+    kernels = list(openvino_kernels.executed(graph, original, asked=asked, dynamic_quantization=dynamic > 0))
+    file = stored.precision(path)
+    if any(kernel.precision == "int8" or kernel.kind == "FakeQuantize" for kernel in kernels):
+        wanted, because = "int8", "the model is quantized"
+    elif file.startswith("w"):
+        wanted, because = file, stored_as(file)
+    else:
+        wanted, because = asked, f"{asked} was asked for"
+    return {
+        "threads": int(compiled.get_property("INFERENCE_NUM_THREADS")),
+        "streams": int(compiled.get_property("NUM_STREAMS")),
+        "provider": ",".join(compiled.get_property("EXECUTION_DEVICES")),
+        "inference_precision_hint": asked,
+        "dynamic_quantization_group_size": dynamic,
+        "kv_cache_precision": compiled.get_property("KV_CACHE_PRECISION").to_string(),
+        **summary(kernels, wanted=wanted, because=because),
+    }
+
+
+def check_integers(name: str, array: Any) -> None:
+    """Refuse integers that the plugin, which computes in 32 bits, would change."""
+    if array.dtype == np.int64 and array.size and not (_INT32.min <= array.min() and array.max() <= _INT32.max):
+        raise Unsupported(
+            f"OpenVINO computes int64 in 32 bits, and the input {name!r} holds {array.max()} (smallest {array.min()})."
+        )
+
+
+def _matched(nodes: Sequence[Any], wanted: Sequence[Any], kind: str) -> list[Any]:
+    found = {name: node for node in nodes for name in node.get_names()}
+    if all(port.name in found for port in wanted):
+        return [found[port.name] for port in wanted]
+    ports.matched(wanted, [node.get_any_name() for node in nodes], kind)  # says what is wrong
+    return list(nodes)
+
+
+def _check(name: str, source: Any, array: Any) -> None:
+    kind = source.get_element_type().to_string()
+    if _DTYPES.get(kind) != str(array.dtype):
+        why = " in full precision" if kind == "f64" else ""
+        raise Unsupported(f"OpenVINO's input {name!r} does not take {array.dtype}{why}; its type there is {kind}.")
+    taken = source.get_partial_shape()
+    if not taken.compatible(_runtime().PartialShape(list(array.shape))):
+        raise InputError(f"The model takes inputs of shape {taken} as {name!r}; got {list(array.shape)}.")
+
+
+def _why(error: BaseException) -> str:
+    """What an OpenVINO message says, without its own source locations and headings."""
+    noise = ("Exception from", "Check '", "Model wasn't fully converted", "While validating", "Summary:")
+    lines = (line.strip().removeprefix("-- ") for line in str(error).splitlines())
+    useful = "\n".join(line for line in lines if line and not line.startswith(noise))
+    return explanation(RuntimeError(useful)).removeprefix("RuntimeError: ")

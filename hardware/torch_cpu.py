@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,20 +15,22 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hardware.kernels import Kernel, convolution_macs, product_macs, summary
+from hardware import ports
+from hardware.artifacts import FORWARD, file_of
+from hardware.kernels import Kernel, stored_as, summary
 from harness import modelfile
+from harness.calling import arguments, named
 from harness.contracts import JSON, Scheme
-from harness.errors import InputError
+from harness.errors import InputError, Unsupported
+from harness.measure.counts import operator_macs
 from harness.quantized import ActivationQuantizer, QuantizedConv2d, QuantizedLinear
 
 if TYPE_CHECKING:
-    from harness.contracts import FloatArray
+    from harness.contracts import Arrays, Signature, Tensors
 
 NAME = "model.assay"
 
 _TYPES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16", torch.float64: "f64"}
-# Position of the left operand of a matrix product.
-_PRODUCTS = {"addmm": 1, "mm": 0, "bmm": 0, "baddbmm": 1}
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -46,44 +48,65 @@ class Torch:
         """PyTorch is always here."""
         return None
 
-    def build(self, model: nn.Module, example: Tensor, folder: Path) -> Path:
-        """Save the model; see :func:`harness.modelfile.save`."""
-        del example  # part of the contract; a module needs no example input
+    def build(
+        self,
+        model: nn.Module,
+        signature: Signature,
+        example: Tensors,
+        folder: Path,
+        phases: Sequence[str] = FORWARD,
+    ) -> Path:
+        """Save the model; see :func:`harness.modelfile.save`.
+
+        Raises
+        ------
+        Unsupported
+            If the model is a file of another runtime.
+        """
+        del signature, example, phases  # part of the contract; a module needs none of them
+        if (given := file_of(model)) is not None:
+            raise Unsupported(f"{given.name} is an ONNX file, which PyTorch does not run: use onnxruntime or openvino.")
         folder.mkdir(parents=True, exist_ok=True)
         return modelfile.save(model, folder / NAME)
 
-    def load(self, artifact: Path, *, threads: int, batch: tuple[int, ...]) -> TorchDeployed:
-        """Load the artifact for inputs of shape ``batch``; sets the thread count of the whole process.
+    def load(self, artifact: Path, *, signature: Signature, inputs: Arrays, threads: int) -> TorchDeployed:
+        """Load the artifact for inputs of these shapes and dtypes; sets the thread count of the whole process.
 
         Raises
         ------
         DataError
             If the file is missing, damaged, or names classes that are not trusted (see :mod:`harness.modelfile`).
+        InputError
+            If the inputs are not the signature's.
         """
+        ports.check(signature, inputs)
         torch.set_num_threads(threads)
         # Settable once a process, and only before its first use; there is no parallelism between operations in eager
         # mode anyway.
         with contextlib.suppress(RuntimeError):
             torch.set_num_interop_threads(1)
-        return TorchDeployed(modelfile.load(artifact).eval(), batch)
+        return TorchDeployed(modelfile.load(artifact).eval(), signature, inputs)
 
 
 class TorchDeployed:
-    """A module with its input."""
+    """A module with its inputs."""
 
-    def __init__(self, model: nn.Module, batch: tuple[int, ...]) -> None:
-        self._model = model
-        self._input = torch.zeros(batch)
-        self._output = torch.empty(0)
+    def __init__(self, model: nn.Module, signature: Signature, inputs: Arrays) -> None:
+        self._model, self._signature = model, signature
+        self._bound = ports.zeros(signature, inputs)
+        self._tensors = {name: torch.from_numpy(value) for name, value in self._bound.items()}
+        self._args, self._kwargs = arguments(model, self._tensors, signature)
+        self._result: Any = None
 
     @functools.cached_property
     def effective(self) -> Mapping[str, JSON]:
         """Read back from torch; kernels from one run under a dispatch recorder, at first access."""
         with _Recorder() as recorder, torch.no_grad():
-            self._model(self._input)
+            self._model(*self._args, **self._kwargs)
         layers = (ActivationQuantizer, QuantizedConv2d, QuantizedLinear)
         simulated = any(isinstance(module, layers) for module in self._model.modules())
-        found = summary(recorder.kernels, wanted="f32", because="the model is in f32")
+        wanted = _precision(self._model)
+        found = summary(recorder.kernels, wanted=wanted, because=stored_as(wanted))
         if simulated:
             found["precision_reason"] = (
                 "simulated: torch computes the quantized function in float (quantize, then dequantize)"
@@ -95,28 +118,46 @@ class TorchDeployed:
             **found,
         }
 
-    def bind(self, x: FloatArray) -> None:
-        """Copy one batch into the input."""
-        if x.shape != tuple(self._input.shape):
-            raise InputError(f"Bound to inputs of shape {tuple(self._input.shape)}; got {x.shape}.")
-        self._input.copy_(torch.from_numpy(x))
+    def bind(self, inputs: Arrays) -> None:
+        """Copy one batch into the inputs."""
+        ports.check_bound(self._bound, inputs)
+        for name, place in self._tensors.items():
+            # A copy: what was mapped read-only from disk has no writable memory to share.
+            place.copy_(torch.from_numpy(inputs[name].copy()))
 
-    def __call__(self) -> None:
-        """Call the module on the input."""
+    def __call__(self, phase: str = "forward") -> None:
+        """Call the module on the inputs."""
+        if phase != "forward":
+            raise InputError(f"This artifact runs forward, not {phase!r}.")
         with torch.inference_mode():
-            self._output = self._model(self._input)
+            self._result = self._model(*self._args, **self._kwargs)
 
     def synchronize(self) -> None:
         """Nothing to wait for: the call is synchronous."""
 
-    def fetch(self) -> FloatArray:
-        """A copy of the outputs, shape (n, classes)."""
-        outputs: FloatArray = self._output.numpy().copy()
-        return outputs
+    def fetch(self) -> dict[str, Any]:
+        """The outputs of the last call by name, as copies."""
+        outputs = named(self._result, self._signature, len(next(iter(self._tensors.values()))))
+        return {name: _array(value) for name, value in outputs.items()}
 
     def close(self) -> None:
         """Drop the module."""
-        self._model = nn.Identity()
+        self._model, self._result = nn.Identity(), None
+
+
+def _array(value: Tensor) -> Any:
+    # NumPy has no bfloat16; float32 holds every one of its values.
+    plain = value.detach().float() if value.dtype == torch.bfloat16 else value.detach()
+    return plain.numpy().copy()
+
+
+def _precision(model: nn.Module) -> str:
+    """That of most of the model's numbers."""
+    sizes: Counter[str] = Counter()
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.dtype in _TYPES:
+            sizes[_TYPES[tensor.dtype]] += tensor.numel()
+    return sizes.most_common(1)[0][0] if sizes else "f32"
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -131,14 +172,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         output = result[0] if isinstance(result, tuple) and result else result
-        if isinstance(output, Tensor) and output.is_floating_point():
-            kind = func.overloadpacket.__name__
-            macs = 0
-            if kind in ("convolution", "_convolution", "mkldnn_convolution"):
-                macs = convolution_macs(output.shape, args[1].shape)
-            elif kind in _PRODUCTS:
-                macs = product_macs(output.shape, args[_PRODUCTS[kind]].shape)
-            elif kind.startswith("_scaled_dot_product"):
-                macs = 2 * math.prod(args[0].shape) * args[1].shape[-2]
-            self.kernels.append(Kernel(kind=kind, precision=_TYPES.get(output.dtype, str(output.dtype)), macs=macs))
+        macs = operator_macs(func, args, output)
+        if isinstance(output, Tensor) and (macs or output.is_floating_point()):
+            precision = _TYPES.get(output.dtype, str(output.dtype).removeprefix("torch."))
+            self.kernels.append(Kernel(kind=func.overloadpacket.__name__, precision=precision, macs=macs))
         return result

@@ -17,10 +17,23 @@ pytest.importorskip("onnxscript")
 
 from onnx.reference import ReferenceEvaluator  # noqa: E402  (after the check that onnx is there)
 
-from hardware.export import OPSET, to_onnx  # noqa: E402
-from harness.contracts import Scheme  # noqa: E402
+from hardware import export  # noqa: E402
+from hardware.export import OPSET  # noqa: E402
+from harness.contracts import Port, Scheme, Signature  # noqa: E402
 from harness.errors import ExportError  # noqa: E402
 from harness.quantized import ActivationQuantizer, QuantizedConv2d, QuantizedLinear  # noqa: E402
+
+
+def of(*shape: int | str, outputs: int = 1, batch: int | None = None) -> Signature:
+    """A signature of one float input and some outputs; an output's own shape is not looked at."""
+    names = ("output", *(f"output{place}" for place in range(1, outputs)))
+    return Signature(
+        inputs=(Port(name="input", shape=shape),), outputs=tuple(Port(name=name, shape=()) for name in names), batch=batch
+    )
+
+
+def to_onnx(model: nn.Module, x: Tensor, path: Path) -> Path:
+    return export.to_onnx(model, of(*x.shape[1:]), {"input": x}, path)
 
 
 class Quantized(nn.Module):
@@ -72,9 +85,11 @@ def test_bytes_depend_on_the_model_alone(tmp_path: Path) -> None:
     code = """
 import sys, torch
 from pathlib import Path
+from harness.contracts import Port, Signature
 from harness.tasks.models import create
 from hardware.export import to_onnx
-to_onnx(create("digits-cnn", 0), torch.zeros(2, 1, 8, 8), Path(sys.argv[1]))
+signature = Signature(inputs=(Port(name="input", shape=(1, 8, 8)),), outputs=(Port(name="output", shape=(10,)),))
+to_onnx(create("digits-cnn", 0), signature, {"input": torch.zeros(2, 1, 8, 8)}, Path(sys.argv[1]))
 """
     root = Path(__file__).parents[2]
     script = tmp_path / "elsewhere.py"
@@ -132,9 +147,9 @@ class Raising(nn.Module):
         raise ArithmeticError("no such thing\nsecond line")
 
 
-class Two(nn.Module):
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return x, x + 1
+class OneBatch(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(2, 16)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +158,7 @@ class Two(nn.Module):
         (Branching, r"Branching cannot be exported: .*data-dependent.*\(at test_export\.py:\d+: return x if x\.sum"),
         (Eigenvalues, r"Eigenvalues cannot be written as ONNX: .*aten\.linalg_eig"),
         (Raising, r"ArithmeticError: no such thing \(at test_export\.py:\d+"),
-        (Two, r"2 outputs"),
+        (OneBatch, r"OneBatch cannot be exported: .*Constraints violated \(batch\)!.*code specialized it"),
     ],
 )
 def test_refusals_name_the_cause(
@@ -154,3 +169,87 @@ def test_refusals_name_the_cause(
     assert "\n" not in str(raised.value)
     assert capfd.readouterr() == ("", "")
     assert not (tmp_path / "m.onnx").exists()
+
+
+class Tokens(nn.Module):
+    """Token ids and a mask to named outputs, one of which is in bfloat16; limited to 32 positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(50, 8)
+        self.positions = nn.Parameter(torch.randn(32, 8))
+        self.norm = nn.LayerNorm(8)
+
+    def forward(self, mask: Tensor, ids: Tensor) -> dict[str, Tensor]:
+        hidden = self.norm(self.embedding(ids) + self.positions[: ids.shape[1]]) * mask.unsqueeze(-1)
+        return {"hidden": hidden, "pooled": hidden.sum(1).bfloat16(), "left out": ids}
+
+
+TOKENS = Signature(
+    inputs=(
+        Port(name="ids", shape=("a-token",), dtype="int64", values=50),
+        Port(name="mask", shape=("a-token",), dtype="bool"),
+    ),
+    outputs=(Port(name="pooled", shape=(8,)), Port(name="hidden", shape=("a-token", 8))),
+)
+
+
+def tokens(n: int, length: int) -> dict[str, Tensor]:
+    draw = torch.Generator().manual_seed(length)
+    ids = torch.randint(0, 50, (n, length), generator=draw)
+    return {"ids": ids, "mask": torch.rand(n, length, generator=draw) > 0.3}
+
+
+def test_inputs_and_outputs_keep_names_order_and_types_and_named_axes_vary(tmp_path: Path) -> None:
+    model = Tokens().eval()
+    # A single example of a single token does not make these sizes constants.
+    proto = onnx.load(export.to_onnx(model, TOKENS, tokens(1, 1), tmp_path / "m.onnx"))
+    described = {
+        value.name: (value.type.tensor_type.elem_type, [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim])
+        for value in (*proto.graph.input, *proto.graph.output)
+    }
+    kinds = onnx.TensorProto
+    assert described == {
+        "ids": (kinds.INT64, ["batch", "a_token"]),
+        "mask": (kinds.BOOL, ["batch", "a_token"]),
+        "pooled": (kinds.FLOAT, ["batch", 8]),
+        "hidden": (kinds.FLOAT, ["batch", "a_token", 8]),
+    }
+    inputs = tokens(3, 7)
+    got = ReferenceEvaluator(proto).run(["hidden"], {name: value.numpy() for name, value in inputs.items()})
+    with torch.no_grad():
+        assert got[0] == pytest.approx(model(**inputs)["hidden"].numpy(), abs=1e-5)
+
+
+def test_a_fixed_batch_size_is_written_and_the_example_is_brought_to_it(tmp_path: Path) -> None:
+    signature = of(4, 4, batch=2)
+    proto = onnx.load(export.to_onnx(OneBatch(), signature, {"input": torch.randn(1, 4, 4)}, tmp_path / "m.onnx"))
+    assert [d.dim_value for d in proto.graph.input[0].type.tensor_type.shape.dim] == [2, 4, 4]
+
+
+class Odd(nn.Module):
+    """Names that ONNX or Python would trip over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.input = nn.Parameter(torch.ones(3))
+        self.parts = nn.ModuleDict({name: nn.Linear(3, 3) for name in ("1x1", "conv-a", "class", "q'uo\"te", "a\\b")})
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        for part in self.parts.values():
+            x = part(x + self.input)
+        return x.relu(), x
+
+
+@pytest.mark.parametrize(("given", "made"), [("relu", "linear"), ("same", "same"), ("input", "parts.1x1.weight")])
+def test_names_that_clash_are_kept_apart(given: str, made: str, tmp_path: Path) -> None:
+    signature = Signature(
+        inputs=(Port(name=given, shape=(3,)),), outputs=(Port(name=made, shape=(3,)), Port(name="", shape=(3,)))
+    )
+    model, x = Odd().eval(), torch.randn(4, 3)
+    proto = onnx.load(export.to_onnx(model, signature, {given: x}, tmp_path / "m.onnx"))
+    (source,) = proto.graph.input
+    got = ReferenceEvaluator(proto).run(None, {source.name: x.numpy()})
+    with torch.no_grad():
+        for array, expected in zip(got, model(x), strict=True):
+            assert array == pytest.approx(expected.numpy(), abs=1e-5)

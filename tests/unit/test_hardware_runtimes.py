@@ -19,12 +19,13 @@ from torch import nn
 from hardware.onnxruntime_cpu import OnnxRuntime
 from hardware.openvino_cpu import OpenVino
 from hardware.torch_cpu import Torch
-from harness.contracts import Deployed, Hardware, Scheme
-from harness.errors import DataError, InputError
+from harness.contracts import Deployed, Hardware, Port, Scheme, Signature
+from harness.errors import DataError, InputError, Unsupported
 from harness.quantized import ActivationQuantizer, QuantizedConv2d, QuantizedLinear
 
 RUNTIMES: dict[str, Hardware] = {"torch": Torch(), "onnxruntime": OnnxRuntime(), "openvino": OpenVino()}
 SHAPE = (3, 8, 8)
+SIGNATURE = Signature(inputs=(Port(name="input", shape=SHAPE),), outputs=(Port(name="output", shape=(10,)),))
 
 
 @pytest.fixture(params=RUNTIMES)
@@ -62,6 +63,14 @@ def quantized(scheme: Scheme) -> nn.Module:
     ).eval()
 
 
+def build(hardware: Hardware, model: nn.Module, folder: Path) -> Path:
+    return hardware.build(model, SIGNATURE, {"input": batch(2)}, folder)
+
+
+def load(hardware: Hardware, artifact: Path, n: int = 1, threads: int = 1) -> Any:
+    return hardware.load(artifact, signature=SIGNATURE, inputs={"input": batch(n).numpy()}, threads=threads)
+
+
 def batch(n: int) -> torch.Tensor:
     return torch.randn(n, *SHAPE, generator=torch.Generator().manual_seed(n))
 
@@ -73,7 +82,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str],
     for name, hardware in RUNTIMES.items():
         if hardware.unavailable() is None:
             for kind, model in (("f32", plain()), ("int8", quantized(hardware.scheme))):
-                made[name, kind] = hardware.build(model, batch(2), tmp_path_factory.mktemp(f"{name}-{kind}"))
+                made[name, kind] = build(hardware, model, tmp_path_factory.mktemp(f"{name}-{kind}"))
     return made
 
 
@@ -87,21 +96,21 @@ def test_outputs_are_torch_s_at_any_batch_size(
     runtime: Hardware, artifacts: dict[tuple[str, str], Path], kind: str, n: int
 ) -> None:
     model = plain() if kind == "f32" else quantized(runtime.scheme)
-    deployed = runtime.load(artifacts[name_of(runtime), kind], threads=1, batch=(n, *SHAPE))
+    deployed = load(runtime, artifacts[name_of(runtime), kind], n)
     assert isinstance(runtime, Hardware)
     for seed in (n, n + 10):  # a second batch through the same binding
         x = torch.randn(n, *SHAPE, generator=torch.Generator().manual_seed(seed))
-        deployed.bind(x.numpy())
+        deployed.bind({"input": x.numpy()})
         deployed()
         deployed.synchronize()
         with torch.no_grad():
             expected = model(x).numpy()
-        got = deployed.fetch()
+        got = deployed.fetch()["output"]
         assert got.shape == (n, 10)
         tolerance = 1e-5 if kind == "f32" else 0.02  # a step of a grid, through one layer
         assert np.abs(got - expected).max() <= tolerance
         kept = got.copy()
-    deployed.bind(np.zeros((n, *SHAPE), np.float32))
+    deployed.bind({"input": np.zeros((n, *SHAPE), np.float32)})
     deployed()
     assert np.array_equal(got, kept)  # fetch gave a copy
     deployed.close()
@@ -109,7 +118,7 @@ def test_outputs_are_torch_s_at_any_batch_size(
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_settings_are_read_back(runtime: Hardware, artifacts: dict[tuple[str, str], Path], threads: int) -> None:
-    deployed = runtime.load(artifacts[name_of(runtime), "f32"], threads=threads, batch=(2, *SHAPE))
+    deployed = load(runtime, artifacts[name_of(runtime), "f32"], 2, threads)
     effective = deployed.effective
     assert effective["threads"] == min(threads, os.cpu_count() or 1)
     assert effective["streams"] == 1
@@ -129,7 +138,7 @@ INTEGER_KERNELS = {
 def test_a_quantized_model_runs_integer_kernels(name: str, artifacts: dict[tuple[str, str], Path]) -> None:
     if (name, "int8") not in artifacts:
         pytest.skip(str(RUNTIMES[name].unavailable()))
-    deployed = RUNTIMES[name].load(artifacts[name, "int8"], threads=1, batch=(1, *SHAPE))
+    deployed = load(RUNTIMES[name], artifacts[name, "int8"])
     effective = deployed.effective
     assert effective["precision"] == "int8"
     assert effective["mac_share"] == {"int8": 1.0}
@@ -137,7 +146,7 @@ def test_a_quantized_model_runs_integer_kernels(name: str, artifacts: dict[tuple
 
 
 def test_torch_says_that_it_simulates(artifacts: dict[tuple[str, str], Path]) -> None:
-    effective = Torch().load(artifacts["torch", "int8"], threads=1, batch=(1, *SHAPE)).effective
+    effective = load(Torch(), artifacts["torch", "int8"]).effective
     assert effective["precision"] == "f32"
     assert effective["precision_reason"].startswith("simulated")
     assert effective["kernels"]["convolution:f32"] == 2
@@ -152,7 +161,7 @@ def test_integers_without_integer_kernels_are_found_out(tmp_path: Path) -> None:
     for layer in model.modules():
         if isinstance(layer, QuantizedConv2d | QuantizedLinear) and layer.bias_scale is not None:
             layer.bias_scale *= 1.5
-    effective = hardware.load(hardware.build(model, batch(2), tmp_path), threads=1, batch=(1, *SHAPE)).effective
+    effective = load(hardware, build(hardware, model, tmp_path)).effective
     assert effective["precision"] == "f32"
     assert effective["mac_share"]["f32"] > 0.9
     assert effective["precision_reason"].startswith("the model is quantized, but only ")
@@ -162,7 +171,7 @@ def test_integers_without_integer_kernels_are_found_out(tmp_path: Path) -> None:
 def test_openvino_runs_bf16_only_when_asked(artifacts: dict[tuple[str, str], Path]) -> None:
     if ("openvino", "f32") not in artifacts:
         pytest.skip(str(OpenVino().unavailable()))
-    deployed = OpenVino(precision="bf16").load(artifacts["openvino", "f32"], threads=1, batch=(1, *SHAPE))
+    deployed = load(OpenVino(precision="bf16"), artifacts["openvino", "f32"])
     effective = deployed.effective
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     if "avx512_bf16" in flags or "amx_bf16" in flags:
@@ -181,21 +190,24 @@ def test_damaged_artifacts_and_wrong_shapes_are_clear_errors(
     for damaged in (content[: len(content) // 2], b"", b"nonsense" * 20):
         cut.write_bytes(damaged)
         with pytest.raises(DataError):
-            runtime.load(cut, threads=1, batch=(1, *SHAPE))
+            load(runtime, cut)
     with pytest.raises(DataError):
-        runtime.load(tmp_path / "absent.onnx", threads=1, batch=(1, *SHAPE))
-    deployed = runtime.load(artifact, threads=1, batch=(1, *SHAPE))
+        load(runtime, tmp_path / "absent.onnx")
+    deployed = load(runtime, artifact)
     with pytest.raises(InputError, match=r"\(2, 3, 8, 8\)"):
-        deployed.bind(np.zeros((2, *SHAPE), np.float32))
+        deployed.bind({"input": np.zeros((2, *SHAPE), np.float32)})
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
 def test_wrong_input_shapes_are_refused_when_loading(name: str, artifacts: dict[tuple[str, str], Path]) -> None:
     if (name, "f32") not in artifacts:
         pytest.skip(str(RUNTIMES[name].unavailable()))
-    for wrong in ((1, 4, 8, 8), (1, 3, 8)):
+    for wrong in ((4, 8, 8), (3, 8)):
+        other = Signature(inputs=(Port(name="input", shape=wrong),), outputs=SIGNATURE.outputs)
         with pytest.raises(InputError, match="takes inputs of shape"):
-            RUNTIMES[name].load(artifacts[name, "f32"], threads=1, batch=wrong)
+            RUNTIMES[name].load(
+                artifacts[name, "f32"], signature=other, inputs={"input": np.zeros((1, *wrong), np.float32)}, threads=1
+            )
 
 
 def test_runtimes_load_without_torch_and_leave_the_home_folder_alone(
@@ -210,12 +222,15 @@ import sys
 from pathlib import Path
 import numpy as np
 from hardware.{module} import {kind}
+from harness.contracts import Port, Signature
+signature = Signature(inputs=(Port(name="input", shape=(3, 8, 8)),), outputs=(Port(name="output", shape=(10,)),))
+inputs = {{"input": np.ones((1, 3, 8, 8), np.float32)}}
 hardware = {kind}()
 assert hardware.unavailable() is None
-deployed = hardware.load(Path({str(artifacts[name, "int8"])!r}), threads=1, batch=(1, 3, 8, 8))
-deployed.bind(np.ones((1, 3, 8, 8), np.float32))
+deployed = hardware.load(Path({str(artifacts[name, "int8"])!r}), signature=signature, inputs=inputs, threads=1)
+deployed.bind(inputs)
 deployed()
-assert deployed.fetch().shape == (1, 10)
+assert deployed.fetch()["output"].shape == (1, 10)
 assert deployed.effective["precision"] == "int8"
 assert not [m for m in sys.modules if m == "torch" or m.startswith("torch.")]
 """
@@ -243,7 +258,7 @@ def bare(deployed: Any) -> Any:
 def test_the_wrapper_costs_next_to_nothing(name: str, artifacts: dict[tuple[str, str], Path]) -> None:
     if (name, "f32") not in artifacts:
         pytest.skip(str(RUNTIMES[name].unavailable()))
-    deployed: Deployed = RUNTIMES[name].load(artifacts[name, "f32"], threads=1, batch=(1, *SHAPE))
+    deployed: Deployed = load(RUNTIMES[name], artifacts[name, "f32"])
     own = bare(deployed)
     extra = []
     for _ in range(1500):
