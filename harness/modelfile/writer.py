@@ -39,6 +39,10 @@ GENERATED = frozenset(
     """
     )
 )
+# transformers keeps the hash of a text, which differs in each process, to notice later changes.
+_OF_THIS_PROCESS = {
+    "transformers.generation.configuration_utils:GenerationConfig": frozenset({"_original_object_hash"}),
+}
 METHODS = frozenset(name for name in dir(nn.Module) if callable(getattr(nn.Module, name)))
 
 
@@ -65,7 +69,7 @@ class Writer:
         DataError
             If part of it is not data; the message names the attribute.
         """
-        root = self._module(model, type(model).__name__)
+        root = self._module(model, type(model).__name__, child=False)
         tensors, storages, self.chunks = self._tensors.finish()
         self.header = {
             "classes": list(self._classes),
@@ -91,7 +95,7 @@ class Writer:
         if isinstance(value, Tensor):
             return {"tensor": self._tensors.add(value, where)}
         if isinstance(value, nn.Module):
-            return {"ref": self._module(value, where)}
+            return {"ref": self._module(value, where, child=False)}
         if isinstance(value, enum.Enum):
             return {"enum": [self._class(kind, where), value.name]}
         if kind in (tuple, torch.Size, frozenset):
@@ -191,7 +195,9 @@ class Writer:
             object.__new__(kind)
         except TypeError as error:
             raise _refusal(where, f"is a {kind.__module__}.{kind.__qualname__}, which is not plain data") from error
-        return {"kind": "object", "class": number, "state": self._state(vars(value), where)}
+        dropped = _OF_THIS_PROCESS.get(name_of(kind), frozenset())
+        state = {key: item for key, item in vars(value).items() if key not in dropped}
+        return {"kind": "object", "class": number, "state": self._state(state, where)}
 
     def _state(self, state: dict[Any, Any], where: str) -> list[Any]:
         pairs = []
@@ -203,8 +209,9 @@ class Writer:
             pairs.append([key, described])
         return pairs
 
-    def _module(self, module: nn.Module, where: str) -> int:
-        if id(module) in self._open:
+    def _module(self, module: nn.Module, where: str, *, child: bool) -> int:
+        # An attribute may refer back; a child that does makes a model without end.
+        if id(module) in self._open and (child or isinstance(module, fx.GraphModule)):
             raise DataError(f"The model cannot be saved: {where} refers back to a module that contains it.")
         if id(module) in self._numbers:
             return self._numbers[id(module)]
@@ -229,12 +236,6 @@ class Writer:
         return described
 
     def _parts(self, state: dict[str, Any], where: str) -> dict[str, Any]:
-        for key, hooks in state.items():
-            if key in FRESH and key.endswith("hooks") and hooks and key not in _LOADING_HOOKS:
-                raise _refusal(
-                    f"{where}.{key}", f"holds a hook ({next(iter(hooks.values()))!r:.80}), which is a function"
-                )
-
         def each(part: str) -> list[Any]:
             pairs = []
             for name, item in state.get(part, {}).items():
@@ -242,14 +243,20 @@ class Writer:
                 if item is None:
                     pairs.append([name, None])
                 elif part == "_modules":
-                    pairs.append([name, self._module(item, place)])
+                    pairs.append([name, self._module(item, place, child=True)])
                 else:
                     pairs.append([name, self._tensors.add(item, place)])
             return pairs
 
+        parts = {part: each(part) for part in PARTS}
+        for key, hooks in state.items():
+            if key in FRESH and key.endswith("hooks") and hooks and key not in _LOADING_HOOKS:
+                raise _refusal(
+                    f"{where}.{key}", f"holds a hook ({next(iter(hooks.values()))!r:.80}), which is a function"
+                )
         return {
             "training": bool(state.get("training", True)),
-            **{part: each(part) for part in PARTS},
+            **parts,
             "transient": sorted(state.get("_non_persistent_buffers_set", ())),
         }
 
