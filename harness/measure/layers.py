@@ -108,9 +108,10 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, str, Tensor, Tensor]]:
 
 def _own(module: nn.Module) -> Iterator[tuple[str, Tensor, Tensor]]:
     """(name, stored tensor, values that are computed with) of a module's own tensors."""
-    if hasattr(module, "float_weight"):  # a quantized layer: integers in a buffer
+    float_weight: Any = getattr(module, "float_weight", None)
+    if float_weight is not None:  # a quantized layer: integers in a buffer
         for _, stored in module.named_buffers(recurse=False):
             if stored.ndim > 1 and not stored.is_floating_point():
-                yield "weight", stored, module.float_weight()
+                yield "weight", stored, float_weight()
     for name, parameter in module.named_parameters(recurse=False):
         yield name, parameter, parameter
