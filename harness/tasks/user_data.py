@@ -245,18 +245,28 @@ def _is_arrays(parts: Sequence[Any]) -> bool:
 
 
 def _drained(iterator: Iterator[Any], where: str) -> list[Any]:
-    batches_, size = [], 0
+    found, size, count = [], 0, 0
     ending = _End(where)
     for batch in iterator:
         size += _bytes(batch)
-        batches_.append(batch)
-        ending.check(len(batches_))
+        count += _examples(batch)
+        found.append(batch)
+        ending.check(count)
         if size > _KEPT_BYTES:
             raise InputError(
                 f"{where} is an iterator: its batches are kept, and {size / 1e9:.0f} GB of them did not end it. Give a "
                 "DataLoader or a list, which can be read again, or cut one pass out of it (itertools.islice)."
             )
-    return batches_
+    return found
+
+
+def _examples(batch: Any) -> int:
+    """How many examples a batch probably has."""
+    part = next(iter(batch.values()), None) if isinstance(batch, Mapping) else batch
+    while isinstance(part, list | tuple) and part:
+        part = part[0]
+    shape: Any = getattr(part, "shape", ())
+    return int(shape[0]) if len(shape) else 1
 
 
 def _bytes(value: Any) -> int:
