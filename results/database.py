@@ -27,7 +27,8 @@ TIMEOUT_VARIABLE = "ASSAY_DB_TIMEOUT"
 _DEFAULT_TIMEOUT_S = 30.0
 _BEHIND_WRITERS_S = 5.0
 """How long a reader stands behind writers before it tries its luck: one of them may itself wait for a reader."""
-_CONFIG = {"enable_external_access": "false"}
+CONFIG = {"enable_external_access": "false"}
+"""Of every connection: neither the SQL of a query nor that of a file reaches other files or the network."""
 
 
 def timeout() -> float:
@@ -187,7 +188,7 @@ def create(db: Path) -> None:
     fresh = db.with_name(f".{db.name}.new")
     try:
         discard(fresh)
-        connection = duckdb.connect(str(fresh), config=_CONFIG)
+        connection = duckdb.connect(str(fresh), config=CONFIG)
         try:
             schema.create(connection)
             finish(connection, fresh)
@@ -225,7 +226,7 @@ def finish(connection: Any, fresh: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    again = duckdb.connect(str(fresh), read_only=True, config=_CONFIG)
+    again = duckdb.connect(str(fresh), read_only=True, config=CONFIG)
     try:
         if _counts(again) != counts:
             raise duckdb.IOException("the new database does not hold what was written into it: is the disk full?")
@@ -264,7 +265,7 @@ def _open(db: Path, *, read_only: bool, timeout_s: float | None) -> Any:
     while True:
         try:
             with _behind_writers(db, min(_BEHIND_WRITERS_S, limit / 2)) if read_only else contextlib.nullcontext():
-                connection = duckdb.connect(str(db), read_only=read_only, config=_CONFIG)
+                connection = duckdb.connect(str(db), read_only=read_only, config=CONFIG)
             connection.execute("SET TimeZone = 'UTC'")
             return connection
         except duckdb.Error as error:

@@ -94,6 +94,13 @@ def _created(value: str) -> str:
     return value
 
 
+def _phase(value: list[Any]) -> list[Any]:
+    name, calls = value
+    if not isinstance(name, str) or not _text(name) or type(calls) is not int or not 1 <= calls <= 10**6:
+        raise ValueError("is not a phase's name and how often it is called")
+    return value
+
+
 def _status(value: str) -> str:
     if value not in STATUSES:
         raise ValueError(f"is not one of {', '.join(STATUSES)}")
@@ -116,6 +123,7 @@ _Flag = Annotated[bool, _Strict]
 _Count = Annotated[int, _Strict, Field(ge=0, le=_INT53)]
 _Size = Annotated[int, _Strict, Field(ge=1, le=1 << 31)]
 _Class = Annotated[int, _Strict, Field(ge=-_INT53, le=_INT53)]
+_Phase = Annotated[list[Any], _Strict, Field(min_length=2, max_length=2), AfterValidator(_phase)]
 _Nanoseconds = Annotated[int, _Strict, Field(ge=0, le=10**16)]
 _Number = Annotated[float, _Strict, Field(ge=-1e300, le=1e300, allow_inf_nan=False)]
 _Amount = Annotated[float, _Strict, Field(ge=0, le=1e18, allow_inf_nan=False)]
@@ -204,7 +212,7 @@ class _Layer(TypedDict):
 @_open
 class _Score(TypedDict):
     metric: _Name
-    config: NotRequired[_Object | None]
+    config: Annotated[_Step, AfterValidator(_tree)]
     unit: _AnyText
     better: Literal["higher", "lower"]
     proportion: _Flag
@@ -214,6 +222,13 @@ class _Score(TypedDict):
     n: NotRequired[_Count | None]
     parts: dict[_Name, _Numbers]
     value: NotRequired[_Number | None]
+
+
+@_open
+class _Workload(TypedDict):
+    phases: NotRequired[Annotated[list[_Phase], _Strict, Field(max_length=100)]]
+    sizes: NotRequired[Annotated[dict[_Name, _Size], _Strict, Field(max_length=100)]]
+    unit: NotRequired[_Name]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -270,7 +285,7 @@ _RECORD: dict[int, dict[str, Any]] = {
     2: {
         "original_sha256": _AnyText | None,
         "signature": _Object | None,
-        "workload": _Object | None,
+        "workload": Annotated[_Workload, AfterValidator(_tree)] | None,
         "scores": Annotated[list[_Score], _Strict, Field(max_length=1000)] | None,
         "latency": Annotated[dict[_Name, _Samples], _Strict, Field(max_length=100)] | None,
         "layers": Annotated[list[_Layer], _Strict, Field(max_length=20_000), AfterValidator(_tree)] | None,
@@ -308,7 +323,10 @@ def record_problem(record: Mapping[str, Any]) -> str | None:
         return f"unknown fields {', '.join(unknown)[:200]}."
     if problem := _fields_problem(record, adapters, _REQUIRED):
         return problem
-    return _answers_problem(record) if version == 1 else _scores_problem(record.get("scores") or ())
+    if version == 1:
+        return _time_problem({"forward": record.get("latency_ns") or ()}, {}) or _answers_problem(record)
+    calls = dict((record.get("workload") or {}).get("phases") or ())
+    return _time_problem(record.get("latency") or {}, calls) or _scores_problem(record.get("scores") or ())
 
 
 def claim_problem(claim: Mapping[str, Any]) -> str | None:
@@ -379,6 +397,14 @@ def _explained(name: str, error: ValidationError) -> str:
     if first["type"] == "value_error":
         return f"{place} {shown} {first['ctx']['error']}."
     return f"{place} {shown}: {first['msg'][:1].lower()}{first['msg'][1:]}."
+
+
+def _time_problem(latency: Mapping[str, Sequence[int]], calls: Mapping[str, int]) -> str | None:
+    """Whether the times of a phase add up to something that the database can hold."""
+    for phase, samples in latency.items():
+        if sum(samples) * calls.get(phase, 1) > 4 * 10**18:
+            return f"phase {phase!r}: its calls would take more than a century."
+    return None
 
 
 def _answers_problem(record: Mapping[str, Any]) -> str | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import DatabaseBusy, InputError, StoreError
-from results import database, ingest, limits, output, records, schema
+from results import comparisons, database, ingest, limits, output, records, schema
 from results.records import DamagedRecord, Staging, Stored
 from results.store import insert_in_order, known_ids, unknown
 
@@ -152,15 +152,18 @@ def _fill(fresh: Path, stored: Iterable[Stored]) -> tuple[int, int]:
 
     counts = {"record": 0, "claim": 0}
     try:
-        connection = duckdb.connect(str(fresh))
+        connection = duckdb.connect(str(fresh), config=database.CONFIG)
         try:
             schema.create(connection)
             for batch in _batches(stored):
                 connection.begin()
-                insert_in_order(connection, batch)
+                insert_in_order(connection, batch, compare=False)
                 connection.commit()
                 for item in batch:
                     counts[item.kind] += 1
+            connection.begin()
+            comparisons.bring_up_to_date(connection)
+            connection.commit()
             database.finish(connection, fresh)
         finally:
             connection.close()
@@ -229,9 +232,7 @@ def export(db: Path | str, folder: Path | str) -> dict[str, int]:
                 raise InputError(f"{folder} is not empty and not an earlier export: give a new folder.")
             folder.mkdir(parents=True, exist_ok=True)
             for name in schema.documented():
-                # Parquet has no bit strings; records.correct follows from predictions.
-                columns = "* EXCLUDE (correct)" if name == "records" else "*"
-                found = connection.sql(f"SELECT {columns} FROM {name}").to_arrow_table()  # noqa: S608  (ours)
+                found = connection.sql(f"SELECT * FROM {name}").to_arrow_table()  # noqa: S608  (ours)
                 with output.replacing(folder / f"{name}.parquet") as stream:
                     parquet.write_table(found, stream, compression="zstd")
                 counts[name] = found.num_rows
@@ -294,7 +295,8 @@ def merge(db: Path | str, source: Path | str) -> int:
                 connection.begin()
                 try:
                     for batch in _batches(map(staging.read, fresh)):
-                        insert_in_order(connection, batch)
+                        insert_in_order(connection, batch, compare=False)
+                    comparisons.bring_up_to_date(connection)
                     staging.commit()
                 except BaseException:
                     connection.rollback()
@@ -434,43 +436,30 @@ def _row_problems(connection: Any, stored: Stored) -> list[str]:
 
 
 def _sample_problems(connection: Any, stored: Stored) -> list[str]:
-    record = stored.value
-    queries: dict[str, tuple[str, Sequence[Any]]] = {
-        "latency_samples": (
-            "SELECT list(ns ORDER BY i), list(i ORDER BY i) FROM latency_samples WHERE run_id = ?",
-            [record.get("latency_ns")],
-        ),
-        "predictions": (
-            "SELECT list(label ORDER BY example_id), list(predicted ORDER BY example_id), "
-            "list(example_id ORDER BY example_id) FROM predictions WHERE run_id = ?",
-            [record.get("labels"), record.get("predictions")],
-        ),
-        "energy_readings": (
-            "SELECT list(gross_j ORDER BY i), list(inferences ORDER BY i), list(i ORDER BY i) "
-            "FROM energy_readings WHERE run_id = ?",
-            [[e["gross_j"] for e in record.get("energy") or ()], [e["inferences"] for e in record.get("energy") or ()]],
-        ),
-        "artifacts": (
-            "SELECT list(sha256), list(size_bytes), list(0) FROM artifacts WHERE run_id = ?",
-            [[a[key]] if (a := record.get("artifact")) else [] for key in ("sha256", "size_bytes")],
-        ),
-        "weights": (
-            "SELECT list(plain_bytes), list(container_bytes), list(0) FROM weights WHERE run_id = ?",
-            [[w[key]] if (w := record.get("weights")) else [] for key in ("plain_bytes", "container_bytes")],
-        ),
-    }
+    """The tables whose rows of one record differ from what its file gives."""
     problems = []
-    for name, (query, expected) in queries.items():
-        ((*found, positions),) = connection.execute(query, [stored.id]).fetchall()
-        wanted = [list(values or ()) for values in expected]
-        if [values or [] for values in found] != wanted or (positions or []) != list(range(len(wanted[0]))):
+    timed = connection.execute(
+        "SELECT phase, list(ns ORDER BY i), list(i ORDER BY i) FROM latency_samples WHERE run_id = ? GROUP BY phase",
+        [stored.id],
+    ).fetchall()
+    wanted = {phase: list(ns) for phase, ns in ingest.latency_samples(stored).items() if ns}
+    if {phase: ns for phase, ns, _ in timed} != wanted or any(i != list(range(len(ns))) for _, ns, i in timed):
+        problems.append("latency_samples")
+    for name, expected in ingest.measured_rows(stored).items():
+        columns = list(expected[0]) if expected else ["run_id"]
+        order = "".join(f", {key}" for key in ("i", "part") if key in columns)
+        query = f"SELECT {', '.join(columns)} FROM {name} WHERE run_id = ? ORDER BY run_id{order}"  # noqa: S608  (ours)
+        found = [dict(zip(columns, row, strict=True)) for row in connection.execute(query, [stored.id]).fetchall()]
+        if found != sorted(expected, key=lambda row: (row.get("i", 0), row.get("part", ""))):
             problems.append(name)
     return problems
 
 
 def _reference_problems(connection: Any) -> list[str]:
     problems = []
-    for table in ("latency_samples", "predictions", "energy_readings", "artifacts", "weights"):
+    # Every table that has a run's rows, whatever the schema will have.
+    of_runs = [name for name in schema.tables() if "run_id" in schema.documented()[name].columns and name != "records"]
+    for table in of_runs:
         query = f"SELECT DISTINCT run_id FROM {table} ANTI JOIN records USING (run_id)"  # noqa: S608  (ours)
         problems += [
             f"{table}: rows of {name}, which is not in records." for (name,) in connection.execute(query).fetchall()

@@ -52,8 +52,8 @@ CREATE TABLE records ( -- One row a run: the scalar fields and JSON fields of it
     warnings JSON NOT NULL, -- what may have spoilt a number, with the remedy (JSON array of text)
     notes JSON NOT NULL, -- what was inferred or changed on the way (JSON array of text)
     setting_sha256 VARCHAR NOT NULL, -- of what must be equal for a comparison: task, its parameters and source, hardware and its parameters, seed, threads, batch size, machine, data, and whether the record was merged (sha256 hex)
-    origin VARCHAR, -- where a merged record came from; NULL for one that was made here (text)
-    arrived_at TIMESTAMPTZ NOT NULL, -- when the record came: created_at, or when it was merged (UTC)
+    origin VARCHAR, -- where a merged record came from, and when; NULL for one that was made here (text)
+    arrived_at TIMESTAMPTZ NOT NULL, -- by which the newest is found: created_at, or just after our own record that came before it, where the clock went back (UTC)
     record_schema INTEGER NOT NULL, -- version of the record format, as in its file (count)
     record_sha256 VARCHAR NOT NULL, -- of the record's canonical JSON, as in its file (sha256 hex)
 );

@@ -6,16 +6,17 @@ takes up what has a file but no row. A file that is no record is named and set a
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from harness.errors import StoreError
 from harness.record import new_run_id
-from results import database, limits, records
+from results import comparisons, database, limits, records
 from results.ingest import insert
 from results.records import DamagedRecord, Stored
 
@@ -115,7 +116,10 @@ class Store:
             for start in range(0, len(missing), _BATCH):
                 batch = [stored for path in missing[start : start + _BATCH] if (stored := readable(path)) is not None]
                 records.note_arrivals(self.folder, (s.id for s in batch if s.origin is None and s.id not in here))
-                taken += take_up(connection, batch, {})
+                taken += take_up(connection, batch, {}, compare=False)
+            if missing:
+                with _transaction(connection):
+                    comparisons.bring_up_to_date(connection)
         return taken
 
     def finished(self, cell_hashes: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
@@ -215,8 +219,11 @@ def known_ids(connection: Any, ids: Sequence[str] | None = None) -> dict[str, st
     return dict(connection.execute(query, {} if ids is None else {"ids": list(ids)}).fetchall())
 
 
-def take_up(connection: Any, batch: Sequence[Stored], known: Mapping[str, str]) -> int:
-    """Insert what is new of a batch in one transaction; return how many."""
+def take_up(connection: Any, batch: Sequence[Stored], known: Mapping[str, str], *, compare: bool = True) -> int:
+    """Insert what is new of a batch in one transaction; return how many.
+
+    ``compare`` as in :func:`results.ingest.insert`.
+    """
     for stored in batch:
         if known.get(stored.id, stored.sha256) != stored.sha256:
             raise StoreError(
@@ -224,17 +231,23 @@ def take_up(connection: Any, batch: Sequence[Stored], known: Mapping[str, str]) 
             )
     new = [stored for stored in batch if stored.id not in known]
     if new:
-        connection.begin()
-        try:
-            insert_in_order(connection, new)
-        except BaseException:
-            connection.rollback()
-            raise
-        connection.commit()
+        with _transaction(connection):
+            insert_in_order(connection, new, compare=compare)
     return len(new)
 
 
-def insert_in_order(connection: Any, batch: Sequence[Stored]) -> None:
+@contextlib.contextmanager
+def _transaction(connection: Any) -> Iterator[None]:
+    connection.begin()
+    try:
+        yield
+    except BaseException:
+        connection.rollback()
+        raise
+    connection.commit()
+
+
+def insert_in_order(connection: Any, batch: Sequence[Stored], *, compare: bool = True) -> None:
     """Insert records and claims in the order in which they came; the caller holds the transaction.
 
     A clock that was ahead for a while would make its records the newest for good: what comes after them counts as
@@ -248,4 +261,4 @@ def insert_in_order(connection: Any, batch: Sequence[Stored]) -> None:
             ordered.append(dataclasses.replace(stored, arrived_at=last))
         else:
             ordered.append(stored)
-    insert(connection, ordered)
+    insert(connection, ordered, compare=compare)
