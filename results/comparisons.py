@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness import environment, stats
 from harness.errors import explanation
+from results.appending import append
 
 if TYPE_CHECKING:
     from harness.contracts import Metric
@@ -25,6 +26,8 @@ Parts = Mapping[str, Sequence[float | None]]
 RANDOM = "the model is random in evaluation"
 OTHER_EXAMPLES = "the baseline was not evaluated on the same examples"
 NO_PARTS = "no scores of single examples were recorded"
+_CHUNK = 50
+"""Runs whose scores are in memory together."""
 _NOTHING: Mapping[str, Any] = dict.fromkeys(("delta", "low", "high", "p", "test", "gained", "lost", "reason"))
 _ITSELF: Mapping[str, Any] = {**_NOTHING, "delta": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}
 
@@ -166,26 +169,23 @@ def bring_up_to_date(connection: Any) -> None:
     cursor = connection.execute(_CHANGED)
     names = [column[0] for column in cursor.description]
     changed = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
-    baseline: dict[tuple[str, int], Parts] = {}
-    for row in changed:
-        key = (row["baseline_run_id"], row["baseline_i"])
-        if key not in baseline and row["run_id"] != row["baseline_run_id"]:
-            baseline = {key: _parts(connection, *key)}  # pairs come in the order of their baselines
-        found = _compared(connection, row, baseline.get(key, {}))
-        values = {name: row[name] for name in ("run_id", "i", "metric", "baseline_run_id")} | found
-        connection.execute("DELETE FROM comparisons WHERE run_id = ? AND i = ?", [row["run_id"], row["i"]])
+    for start in range(0, len(changed), _CHUNK):
+        chunk = changed[start : start + _CHUNK]
+        ids = list({row[name] for row in chunk for name in ("run_id", "baseline_run_id")})
+        parts: dict[tuple[str, int], dict[str, Any]] = {}
+        query = "SELECT run_id, i, part, by_example FROM example_scores WHERE run_id IN (SELECT unnest(?))"
+        for run_id, i, part, values in connection.execute(query, [ids]).fetchall():
+            parts.setdefault((run_id, i), {})[part] = values
+        keys = ("run_id", "i", "metric", "baseline_run_id")
+        rows = [{key: row[key] for key in keys} | _compared(row, parts) for row in chunk]
         connection.execute(
-            f"INSERT INTO comparisons ({', '.join(values)}) VALUES ({', '.join('?' * len(values))})",  # noqa: S608  (ours)
-            list(values.values()),
+            "DELETE FROM comparisons WHERE (run_id, i) IN (SELECT unnest(?), unnest(?))",
+            [[row["run_id"] for row in rows], [row["i"] for row in rows]],
         )
+        append(connection, "comparisons", rows)
 
 
-def _parts(connection: Any, run_id: str, i: int | None) -> Parts:
-    query = "SELECT part, by_example FROM example_scores WHERE run_id = ? AND i = ?"
-    return {} if i is None else dict(connection.execute(query, [run_id, i]).fetchall())
-
-
-def _compared(connection: Any, row: Mapping[str, Any], baseline: Parts) -> dict[str, Any]:
+def _compared(row: Mapping[str, Any], parts: Mapping[tuple[str, int], Parts]) -> dict[str, Any]:
     """The columns of ``comparisons`` of a score and the baseline's."""
     if row["random"]:
         return {**_NOTHING, "reason": RANDOM}
@@ -197,8 +197,12 @@ def _compared(connection: Any, row: Mapping[str, Any], baseline: Parts) -> dict[
         # A run against itself differs by nothing at all, so its interval has no width.
         counts, test = ({"gained": 0, "lost": 0}, "mcnemar") if row["proportion"] else ({}, "randomization")
         return {**_ITSELF, **counts, "test": test}
+    ours, baseline = (
+        parts.get((row["run_id"], row["i"]), {}),
+        parts.get((row["baseline_run_id"], row["baseline_i"]), {}),
+    )
     try:
-        return {**_NOTHING, **_difference(row, _parts(connection, row["run_id"], row["i"]), baseline)}
+        return {**_NOTHING, **_difference(row, ours, baseline)}
     except _NoneError as error:
         return {**_NOTHING, "reason": str(error)}
 

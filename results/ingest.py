@@ -8,6 +8,7 @@ from typing import Any
 from harness import stats
 from harness.canonical import digest, dumps
 from results import comparisons
+from results.appending import append, insert_table
 from results.columns import COLUMNS
 from results.records import Stored, moment
 
@@ -167,18 +168,18 @@ def insert(connection: Any, batch: Sequence[Stored], *, compare: bool = True) ->
     """
     records = [stored for stored in batch if stored.kind == "record"]
     if records:
-        _append(connection, "records", [record_row(stored) for stored in records])
+        append(connection, "records", [record_row(stored) for stored in records])
         _insert_samples(connection, records)
         rows: Rows = {}
         for stored in records:
             for name, found in measured_rows(stored).items():
                 rows.setdefault(name, []).extend(_with_intervals(stored, found) if name == "scores" else found)
         for name, found in rows.items():
-            _append(connection, name, found)
+            append(connection, name, found)
         _upsert_machines(connection, records)
         if compare:
             comparisons.bring_up_to_date(connection)
-    _append(connection, "claims", [claim_row(stored) for stored in batch if stored.kind == "claim"])
+    append(connection, "claims", [claim_row(stored) for stored in batch if stored.kind == "claim"])
 
 
 def _with_intervals(stored: Stored, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -207,7 +208,7 @@ def _insert_samples(connection: Any, records: Sequence[Stored]) -> None:
             columns += [np.arange(len(samples), dtype=np.int32), pa.array(samples, pa.int64())]
             tables.append(pa.table(columns, names=["run_id", "phase", "i", "ns"]))
     if tables:
-        _insert_table(connection, "latency_samples", pa.concat_tables(tables))
+        insert_table(connection, "latency_samples", pa.concat_tables(tables))
 
 
 def _phase_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -283,7 +284,7 @@ def _upsert_machines(connection: Any, records: Sequence[Stored]) -> None:
         ).fetchall()
         row = _machine_row(stored)
         if not known:
-            _append(connection, "machines", [row])
+            append(connection, "machines", [row])
         elif age > known[0]:
             # An update in place: DuckDB's index refuses to delete and insert one key within a transaction.
             names = [name for name in row if name != "machine_id"]
@@ -304,40 +305,6 @@ def _machine_row(stored: Stored) -> dict[str, Any]:
         "gpus": dumps(machine["gpus"]) if machine.get("gpus") is not None else None,
         "description": dumps(machine),
     }
-
-
-def _append(connection: Any, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    import pyarrow as pa
-
-    if rows:
-        # Types come from the database, so that a column of None in one batch is not guessed.
-        described = {row[0]: row[1] for row in connection.execute(f"DESCRIBE {name}").fetchall()}
-        fields = [pa.field(column, _arrow_type(described[column])) for column in rows[0]]
-        _insert_table(connection, name, pa.Table.from_pylist(list(rows), schema=pa.schema(fields)))
-
-
-def _insert_table(connection: Any, name: str, table: Any) -> None:
-    columns = ", ".join(table.column_names)
-    connection.register("incoming", table)
-    try:
-        connection.execute(f"INSERT INTO {name} ({columns}) SELECT {columns} FROM incoming")  # noqa: S608  (ours)
-    finally:
-        connection.unregister("incoming")
-
-
-def _arrow_type(duckdb_type: str) -> Any:
-    import pyarrow as pa
-
-    types = {
-        "BIGINT": pa.int64(),
-        "INTEGER": pa.int32(),
-        "DOUBLE": pa.float64(),
-        "BOOLEAN": pa.bool_(),
-        "TIMESTAMP WITH TIME ZONE": pa.timestamp("us", tz="UTC"),
-        "VARCHAR[]": pa.list_(pa.string()),
-        "DOUBLE[]": pa.list_(pa.float64()),
-    }
-    return types.get(duckdb_type, pa.string())
 
 
 def _or(value: Any, default: Any) -> Any:
