@@ -20,6 +20,8 @@ _NOT_CODE = {
     "harness.contracts",
     "harness.errors",
     "harness.executor",
+    "harness.files",
+    "harness.jobs",
     "harness.paths",
     "harness.registry",
     "harness.runner",
@@ -27,6 +29,9 @@ _NOT_CODE = {
     "harness.tasks",
     "harness.tasks.models",
     "harness.tasks.recipes",
+    "harness.text",
+    "harness.usercode",
+    "harness.worker",
 }
 
 
@@ -52,7 +57,11 @@ def source_hash(*modules: str) -> str:
                 seen[name] = "no source"
             continue
         tree = ast.parse(path.read_bytes())
-        waiting += [found for found in _imports(tree) if found.partition(".")[0] in roots or (own and _is_users(found))]
+        waiting += [
+            found
+            for found in _imports(tree, _package(name, path))
+            if found.partition(".")[0] in roots or (own and _is_users(found))
+        ]
         seen[name] = hashlib.sha256(ast.dump(_without_docstrings(tree)).encode()).hexdigest()
     return hashlib.sha256(repr(sorted(seen.items())).encode()).hexdigest()
 
@@ -73,14 +82,21 @@ def _source(module: str) -> Path | None:
     return Path(found.origin) if found and found.origin and found.origin.endswith(".py") else None
 
 
-def _imports(tree: ast.Module) -> Iterable[str]:
+def _package(module: str, path: Path) -> str:
+    """The package that a module's relative imports start from."""
+    return module if path.name == "__init__.py" else module.rpartition(".")[0]
+
+
+def _imports(tree: ast.Module, package: str) -> Iterable[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield node.module
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            yield module
             # "from package import module": the name may itself be a module.
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            yield from (f"{module}.{alias.name}" for alias in node.names)
 
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:

@@ -43,6 +43,23 @@ def test_code_that_is_imported_counts(tmp_path: Path) -> None:
     assert _hash(tmp_path, {"mine/b.py": "X = 2\n"}, "mine.a") != first
 
 
+@pytest.mark.parametrize(
+    "line", ["from . import b", "from .b import X", "from ..mine.b import X", "from .deep import c"]
+)
+def test_code_that_is_imported_relatively_counts(tmp_path: Path, line: str) -> None:
+    (tmp_path / "top/mine/deep").mkdir(parents=True)
+    files = {
+        "top/__init__.py": "",
+        "top/mine/__init__.py": "",
+        "top/mine/a.py": f"{line}\n",
+        "top/mine/b.py": "X = 1\n",
+        "top/mine/deep/__init__.py": "from . import c\n",
+        "top/mine/deep/c.py": "from ..b import X\n",
+    }
+    first = _hash(tmp_path, files, "top.mine.a")
+    assert _hash(tmp_path, {"top/mine/b.py": "X = 2\n"}, "top.mine.a") != first
+
+
 def test_the_fine_print_of_this_machine_is_complete() -> None:
     machine = environment.machine()
     assert machine["cores"] >= 1
