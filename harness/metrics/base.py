@@ -7,6 +7,7 @@ example counts that often; :meth:`Scored.value` is the case where each counts on
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 STRICT = ConfigDict(extra="forbid")
 Direction = Literal["higher", "lower"]
+Figure = Callable[["FloatArray"], Any]
+"""A metric's figures, (b,), of weights, (b, n)."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -53,21 +56,16 @@ class Scored:
             there = rows[~np.isnan(rows).any(axis=1)]
             if len(there):
                 with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-                    found[place] = self.weighted(there, np.ones((1, len(there))))[0]
+                    found[place] = self.weighted(there)(np.ones((1, len(there))))[0]
         return found.reshape(lead)[()]
 
-    def weighted(self, scores: FloatArray, weights: FloatArray) -> Any:
-        """The figure where example i counts ``weights[b, i]`` times, for every b.
+    def weighted(self, scores: FloatArray) -> Figure:
+        """The figure as a function of weights: weights (b, n) give figures (b,), example i counting ``weights[b, i]``.
 
         Parameters
         ----------
         scores : array, shape (n, parts)
-            Without NaN.
-        weights : array, shape (b, n)
-
-        Returns
-        -------
-        array, shape (b,)
+            At least one, without NaN.
         """
         raise NotImplementedError
 
@@ -83,28 +81,33 @@ class Sums(Scored):
         """The figure of sums, shape (..., terms): the first by the second, unless a metric says otherwise."""
         return sums[..., 0] / sums[..., 1]
 
-    def weighted(self, scores: FloatArray, weights: FloatArray) -> Any:
+    def weighted(self, scores: FloatArray) -> Figure:
         """See :meth:`Scored.weighted`."""
-        return self.total(weights @ self.terms(scores))
+        terms = self.terms(scores)
+        return lambda weights: self.total(weights @ terms)
 
 
-def grouped(weights: FloatArray, keys: Any) -> tuple[FloatArray, Any]:
-    """Weights summed over examples of equal key.
+class Groups:
+    """Examples in the ascending order of a key, those of equal key together.
 
     Parameters
     ----------
-    weights : array, shape (b, n)
     keys : array, shape (n,)
-
-    Returns
-    -------
-    sums : array, shape (b, groups)
-        In ascending order of the keys.
-    group : array of int, shape (n,)
-        Each example's group.
     """
-    order = np.argsort(keys, kind="stable")
-    new = np.concatenate([[True], keys[order][1:] != keys[order][:-1]])
-    group = np.empty(len(order), dtype=np.int64)
-    group[order] = np.cumsum(new) - 1
-    return np.add.reduceat(weights[:, order], np.flatnonzero(new), axis=1), group
+
+    def __init__(self, keys: Any) -> None:
+        self.order = np.argsort(keys, kind="stable")
+        ordered = keys[self.order]
+        new = np.concatenate([[True], ordered[1:] != ordered[:-1]])
+        self.keys = ordered[new]
+        self.starts = np.flatnonzero(new)
+        self.group = np.cumsum(new) - 1
+        """Of every example in that order."""
+
+    def sums(self, ordered: FloatArray) -> Any:
+        """What is in that order, (b, n), summed over each group: (b, groups)."""
+        return ordered if len(self.starts) == len(self.order) else np.add.reduceat(ordered, self.starts, axis=1)
+
+    def spread(self, values: FloatArray) -> Any:
+        """What every group has, (b, groups), for every example in that order: (b, n)."""
+        return values if len(self.starts) == len(self.order) else values.take(self.group, axis=1)

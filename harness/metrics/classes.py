@@ -13,7 +13,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from harness.errors import InputError
-from harness.metrics.base import STRICT, Scored, Sums, grouped
+from harness.metrics.base import STRICT, Figure, Groups, Scored, Sums
 from harness.metrics.reading import columns, labels, numbers, pick
 
 if TYPE_CHECKING:
@@ -116,14 +116,19 @@ class F1(Classes):
             raise InputError(f'{self.name}: the model has {scores.shape[1]} classes, not two: use average = "macro".')
         return _counted(np.stack([label, scores.argmax(axis=1)], axis=1), counts)
 
-    def weighted(self, scores: FloatArray, weights: FloatArray) -> Any:
+    def weighted(self, scores: FloatArray) -> Figure:
         """See :meth:`harness.metrics.base.Scored.weighted`."""
-        classes, right, labelled, predicted = _confusion(scores, weights)
-        both = labelled + predicted
-        f1 = np.where(both > 0, 2 * right / both, np.nan)
-        if self.average == "binary":
-            return f1[:, classes == 1][:, 0] if (classes == 1).any() else np.full(len(weights), np.nan)
-        return np.nansum(f1, axis=1) / (both > 0).sum(axis=1)
+        confusion = _Confusion(scores, also=(1.0,) if self.average == "binary" else ())
+
+        def figure(weights: FloatArray) -> Any:
+            right, labelled, predicted = confusion(weights)
+            both = labelled + predicted
+            if self.average == "binary":
+                return (2 * right / both)[:, confusion.classes == 1][:, 0]
+            f1 = np.divide(2 * right, both, out=np.zeros_like(both), where=both > 0)
+            return f1.sum(axis=1) / (both > 0).sum(axis=1)
+
+        return figure
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -141,14 +146,19 @@ class Matthews(Classes):
         scores, label, counts = self.read(outputs, against)
         return _counted(np.stack([label, scores.argmax(axis=1)], axis=1), counts)
 
-    def weighted(self, scores: FloatArray, weights: FloatArray) -> Any:
+    def weighted(self, scores: FloatArray) -> Figure:
         """See :meth:`harness.metrics.base.Scored.weighted`."""
-        _, right, labelled, predicted = _confusion(scores, weights)
-        n = weights.sum(axis=1)
-        covariance = right.sum(axis=1) * n - (labelled * predicted).sum(axis=1)
-        of_labels, of_predictions = (n * n - (counts * counts).sum(axis=1) for counts in (labelled, predicted))
-        found = covariance / np.sqrt(of_labels * of_predictions)
-        return np.where(of_labels > 0, np.where(of_predictions > 0, found, 0.0), np.nan)
+        confusion = _Confusion(scores)
+
+        def figure(weights: FloatArray) -> Any:
+            right, labelled, predicted = confusion(weights)
+            n = weights.sum(axis=1)
+            covariance = right.sum(axis=1) * n - (labelled * predicted).sum(axis=1)
+            of_labels, of_predictions = (n * n - (counts * counts).sum(axis=1) for counts in (labelled, predicted))
+            found = covariance / (np.sqrt(of_labels) * np.sqrt(of_predictions))
+            return np.where(of_labels > 0, np.where(of_predictions > 0, found, 0.0), np.nan)
+
+        return figure
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -166,13 +176,19 @@ class AveragePrecision(Classes):
         wide = scores.astype(np.float64)
         return _counted(np.stack([label, wide[:, 1] - wide[:, 0]], axis=1), counts)
 
-    def weighted(self, scores: FloatArray, weights: FloatArray) -> Any:
+    def weighted(self, scores: FloatArray) -> Figure:
         """See :meth:`harness.metrics.base.Scored.weighted`."""
-        drawn, _ = grouped(weights, -scores[:, 1])
-        positive, _ = grouped(weights * scores[:, 0], -scores[:, 1])
-        seen = np.cumsum(drawn, axis=1)
-        precision = np.divide(np.cumsum(positive, axis=1), seen, out=np.zeros_like(seen), where=seen > 0)
-        return (precision * positive).sum(axis=1) / positive.sum(axis=1)
+        groups = Groups(-scores[:, 1])
+        label = scores[groups.order, 0]
+
+        def figure(weights: FloatArray) -> Any:
+            ordered = weights.take(groups.order, axis=1)
+            positive, seen = groups.sums(ordered * label), np.cumsum(groups.sums(ordered), axis=1)
+            right = np.cumsum(positive, axis=1)
+            # Where nothing is drawn yet, nothing positive is, so the divisor does not matter.
+            return np.einsum("bn,bn->b", right / np.maximum(seen, 1), positive) / right[:, -1]
+
+        return figure
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -227,13 +243,26 @@ def _counted(parts: Any, counts: Any) -> FloatArray:
     return np.where(counts[:, None], parts, np.nan).astype(np.float64)
 
 
-def _confusion(scores: FloatArray, weights: FloatArray) -> tuple[Any, FloatArray, FloatArray, FloatArray]:
-    """Classes that occur, and per class (b, classes): right, labelled, predicted."""
-    label, predicted = scores[:, 0], scores[:, 1]
-    classes = np.unique(scores)
-    # One example of every class with weight 0 makes the groups the classes.
-    padded = [np.concatenate([keys, classes]) for keys in (label, predicted)]
-    filled = np.concatenate([weights, np.zeros((len(weights), len(classes)))], axis=1)
-    labelled, guessed = (grouped(filled, keys)[0] for keys in padded)
-    right, _ = grouped(filled * np.concatenate([label == predicted, np.ones(len(classes))]), padded[0])
-    return classes, right, labelled, guessed
+class _Confusion:
+    """Counts by class, as a function of weights.
+
+    Parameters
+    ----------
+    scores : array, shape (n, 2)
+        Label and predicted class.
+    also : tuple of float
+        Classes that are counted though they may not occur.
+    """
+
+    def __init__(self, scores: FloatArray, also: tuple[float, ...] = ()) -> None:
+        self.classes = np.unique(np.append(scores, also))
+        # One more example of every class, of weight 0, makes the groups the classes.
+        self._groups = [Groups(np.concatenate([keys, self.classes])) for keys in scores.T]
+        self._right = np.append(scores[:, 0] == scores[:, 1], np.ones(len(self.classes)))[self._groups[0].order]
+
+    def __call__(self, weights: FloatArray) -> tuple[Any, Any, Any]:
+        """Right, labelled, predicted, each (b, classes)."""
+        filled = np.concatenate([weights, np.zeros((len(weights), len(self.classes)))], axis=1)
+        by_label, by_guess = (filled.take(groups.order, axis=1) for groups in self._groups)
+        labels, guesses = self._groups
+        return labels.sums(by_label * self._right), labels.sums(by_label), guesses.sums(by_guess)

@@ -11,7 +11,7 @@ import numpy as np
 from pydantic.dataclasses import dataclass
 
 from harness.errors import InputError
-from harness.metrics.base import STRICT, Direction, Scored, Sums
+from harness.metrics.base import STRICT, Direction, Figure, Scored, Sums
 from harness.metrics.reading import numbers, pick
 
 if TYPE_CHECKING:
@@ -58,9 +58,9 @@ class MaxAbs(Fidelity):
         output, reference = self.rows(outputs, against)
         return np.stack([np.abs(output - reference).max(axis=1)], axis=1)
 
-    def weighted(self, scores: FloatArray, weights: FloatArray) -> Any:
+    def weighted(self, scores: FloatArray) -> Figure:
         """See :meth:`harness.metrics.base.Scored.weighted`."""
-        return np.where(weights > 0, scores[:, 0], -np.inf).max(axis=1)
+        return lambda weights: np.where(weights > 0, scores[:, 0], -np.inf).max(axis=1)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -9,7 +9,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from harness.errors import InputError
-from harness.metrics.base import STRICT, Direction, Scored, Sums, grouped
+from harness.metrics.base import STRICT, Direction, Figure, Groups, Scored, Sums
 from harness.metrics.reading import numbers, pick, same_shape
 
 if TYPE_CHECKING:
@@ -153,18 +153,29 @@ class Spearman(Values):
         """Output and target."""
         return np.stack(self.read_one(outputs, against), axis=1)
 
-    def weighted(self, scores: FloatArray, weights: FloatArray) -> Any:
+    def weighted(self, scores: FloatArray) -> Figure:
         """See :meth:`harness.metrics.base.Scored.weighted`."""
-        x, y = (_ranks(values, weights) for values in scores.T)
-        products = ((x, y), (x, x), (y, y))
-        return _correlation(*(np.einsum("bn,bn,bn->b", weights, a, b) for a, b in products))
+        x, y = (Groups(values) for values in scores.T)
+        place = np.empty(len(scores), dtype=np.int64)
+        place[y.order] = np.arange(len(scores))
+        y_of_x = place[x.order]
+
+        def figure(weights: FloatArray) -> Any:
+            (of_x, rx), (of_y, ry) = (_ranks(groups, weights) for groups in (x, y))
+            xy = np.einsum("bn,bn,bn->b", of_x, rx, ry.take(y_of_x, axis=1))
+            xx, yy = (np.einsum("bn,bn,bn->b", w, r, r) for w, r in ((of_x, rx), (of_y, ry)))
+            return _correlation(xy, xx, yy)
+
+        return figure
 
 
-def _ranks(values: FloatArray, weights: FloatArray) -> Any:
-    """Mean ranks less their mean, where value i occurs ``weights[b, i]`` times: (b, n)."""
-    drawn, group = grouped(weights, values)
-    ranks = np.cumsum(drawn, axis=1) - drawn / 2 - weights.sum(axis=1, keepdims=True) / 2
-    return ranks[:, group]
+def _ranks(groups: Groups, weights: FloatArray) -> tuple[Any, Any]:
+    """Weights, and mean ranks less their mean, of the examples in the groups' order."""
+    ordered = weights.take(groups.order, axis=1)
+    drawn = groups.sums(ordered)
+    ranks = np.cumsum(drawn, axis=1)
+    middle = ranks[:, -1:] / 2
+    return ordered, groups.spread(ranks - drawn / 2 - middle)
 
 
 def _sum_and_count(errors: Any) -> FloatArray:
