@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import functools
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from harness.contracts import Batch, Context, Loss, Metric, Port, Recipe, Signature, Split, Training
+from harness.contracts import Batch, Context, Loss, Metric, Port, Recipe, Signature, Split, Trainer, Training
 from harness.losses import CrossEntropy, MeanSquaredError, TokenCrossEntropy
 from harness.metrics import create
 from harness.tasks.classes import signature as classes
@@ -77,36 +77,42 @@ class Reference:
         return next(iter(self.data["validation"].batches(count))).inputs
 
     def context(self, **changes: Any) -> Context:
-        """What a task about this network hands to a method; ``changes`` replace what is named."""
-        return context(
-            signature=self.signature,
-            data=self.data,
-            loss=self.loss,
-            metrics=(self.metric,),
-            recipe=self.recipe,
-            fresh=self.fresh,
-            original=lambda: copy.deepcopy(self.model),
-            **changes,
-        )
+        """What a task about this network hands to a method; ``changes`` replace arguments of :func:`context`."""
+        given: dict[str, Any] = {
+            "data": self.data,
+            "loss": self.loss,
+            "metrics": (self.metric,),
+            "recipe": self.recipe,
+            "fresh": self.fresh,
+            "original": lambda: copy.deepcopy(self.model),
+        }
+        return context(self.signature, **{**given, **changes})
 
 
 def context(
-    *,
     signature: Signature,
+    *,
     data: Mapping[str, Split] | None = None,
     loss: Loss | None = None,
     recipe: Recipe | None = None,
+    fit: Trainer | None = None,
     fresh: Callable[[], nn.Module] | None = None,
     **changes: Any,
 ) -> Context:
-    """A method's context: training with ``recipe`` where there are training data, of one thread and seed 0.
+    """A method's context, of seed 0.
 
     Parameters
     ----------
-    signature, data, loss
-        See :class:`harness.contracts.Context`; the loss is cross-entropy where none is given.
+    signature : Signature
+        What the model takes and gives.
+    data : mapping, optional
+        The splits; none.
+    loss : Loss, optional
+        Cross-entropy.
     recipe : Recipe, optional
-        Of the training; there is none without it.
+        Of the training. Without it, or without training data, there is none.
+    fit : Trainer, optional
+        The harness' own.
     fresh : callable, optional
         See :class:`harness.contracts.Training`.
     changes
@@ -115,7 +121,7 @@ def context(
     data, loss = data or {}, loss or CrossEntropy()
     training = None
     if recipe is not None and "train" in data:
-        fit = SGDTrainer(data=data, signature=signature, loss=loss, seed=changes.get("seed", 0))
+        fit = fit or SGDTrainer(data=data, signature=signature, loss=loss, seed=changes.get("seed", 0))
         training = Training(recipe=recipe, fit=fit, fresh=fresh)
     values: dict[str, Any] = {
         "seed": 0,
@@ -124,11 +130,6 @@ def context(
         "original": _no_original,
     }
     return Context(signature=signature, data=data, loss=loss, **{**values, **changes})
-
-
-def image_signature(shape: tuple[int, ...], count: int = CLASSES) -> Signature:
-    """One float32 "input" of this shape, and an "output" of ``count`` scores."""
-    return classes(shape, count)
 
 
 def _no_original() -> nn.Module:
@@ -215,8 +216,3 @@ def reference(name: str) -> Reference:
         recipe=recipe,
         fresh=fresh,
     )
-
-
-def references() -> Iterator[Reference]:
-    """All of them."""
-    return map(reference, NAMES)

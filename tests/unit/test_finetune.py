@@ -2,57 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from harness import registry
-from harness.contracts import Context, Scheme
 from harness.errors import SpecError, Unsupported
 from harness.testing.networks import reference
-from harness.training import Recipe, SGDTrainer
+from harness.training import Recipe
 from methods.finetune import Finetune
 from methods.layers.prunable import prunable_weights
 from methods.pruning.magnitude import Magnitude
-
-
-def context(name: str = "perceptron", **given: Any) -> Context:
-    known = reference(name)
-    values: dict[str, Any] = {
-        "data": known.data,
-        "recipe": replace(known.recipe, epochs=2),
-        "trainer": SGDTrainer(data=known.data, seed=0),
-        "scheme": Scheme(),
-        "input_shape": (1, 8, 8),
-        "seed": 0,
-        "scratch": Path(),
-        "fresh": known.fresh,
-    }
-    return Context(**{**values, **given})
-
-
-NOTHING: dict[str, Any] = {"data": None, "recipe": None, "trainer": None, "fresh": None}
+from tests.unit.contexts import NOTHING, context, fit_of, recipe_of, refusal
 
 
 def test_it_trains_a_copy_as_the_recipe_says_at_a_fraction_of_its_rate() -> None:
     seen: list[Recipe] = []
-    given = context(trainer=lambda model, recipe, **_: seen.append(recipe))
+    given = context(fit=lambda model, recipe, **_: seen.append(recipe))
     Finetune(epochs=3, lr_scale=0.2).compress(reference("perceptron").model, given)
-    assert given.recipe is not None
-    assert seen == [given.recipe.finetune(3, 0.2)]
-    assert seen[0].lr == pytest.approx(0.2 * given.recipe.lr)
+    assert seen == [recipe_of(given).finetune(3, 0.2)]
+    assert seen[0].lr == pytest.approx(0.2 * recipe_of(given).lr)
 
 
 def test_it_is_the_trainer_on_a_copy_bit_for_bit() -> None:
     given, model = context("residual"), reference("residual").fresh()
-    assert given.recipe is not None
     tuned = Finetune(epochs=1).compress(model, given)
     expected = reference("residual").fresh()
-    assert given.trainer is not None
-    given.trainer(expected, given.recipe.finetune(1))
+    fit_of(given)(expected, recipe_of(given).finetune(1))
     for name, value in expected.state_dict().items():
         assert torch.equal(tuned.state_dict()[name], value), name
     untouched = reference("residual").fresh().state_dict()
@@ -79,7 +56,7 @@ def test_pruning_then_finetuning_is_pruning_with_finetuning() -> None:
 
 def test_reasons() -> None:
     model = reference("perceptron").fresh()
-    assert "epochs=4 needs a task with training data" in str(Finetune(epochs=4).unsupported(model, context(**NOTHING)))
+    assert "epochs=4 needs a task with training data" in str(refusal(Finetune(epochs=4), model, context(**NOTHING)))
     with pytest.raises(Unsupported, match="no parameter"):
         Finetune().compress(model.requires_grad_(False), context())
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,31 +11,13 @@ import torch
 from torch import nn
 
 from harness import registry
-from harness.contracts import Context, Scheme
 from harness.errors import SpecError, Unsupported
 from harness.testing.networks import reference
-from harness.training import Recipe, SGDTrainer
+from harness.training import Recipe
 from methods.layers.masks import removals
 from methods.layers.prunable import prunable_weights
 from methods.pruning.gradual import Gradual
-
-
-def context(name: str = "perceptron", **given: Any) -> Context:
-    known = reference(name)
-    values: dict[str, Any] = {
-        "data": known.data,
-        "recipe": replace(known.recipe, epochs=2),
-        "trainer": SGDTrainer(data=known.data, seed=0),
-        "scheme": Scheme(),
-        "input_shape": (1, 8, 8),
-        "seed": 0,
-        "scratch": Path(),
-        "fresh": known.fresh,
-    }
-    return Context(**{**values, **given})
-
-
-NOTHING: dict[str, Any] = {"data": None, "recipe": None, "trainer": None, "fresh": None}
+from tests.unit.contexts import NOTHING, context, fit_of, recipe_of, refusal
 
 
 def test_the_schedule_is_the_papers_formula() -> None:
@@ -65,14 +46,14 @@ def test_it_always_ends_at_the_target(values: dict[str, Any]) -> None:
 
 def watched(found: list[dict[str, torch.Tensor]], name: str) -> Any:
     """A trainer that keeps the masks after every step."""
-    trainer = SGDTrainer(data=reference(name).data, seed=0)
+    trainer = fit_of(context(name))
 
-    def train(model: nn.Module, recipe: Recipe, *, after_step: Any, loss: Any = None) -> Any:
+    def train(model: nn.Module, recipe: Recipe, *, after_step: Any, objective: Any = None) -> Any:
         def step(taken: Any) -> None:
             after_step(taken)
             found.append({layer: weight != 0 for layer, weight in prunable_weights(model).items()})
 
-        return trainer(model, recipe, after_step=step, loss=loss)
+        return trainer(model, recipe, after_step=step, objective=objective)
 
     return train
 
@@ -82,7 +63,7 @@ def watched(found: list[dict[str, torch.Tensor]], name: str) -> Any:
 def test_measured_sparsity_follows_the_schedule_and_nothing_comes_back(name: str, scope: Any) -> None:
     found: list[dict[str, torch.Tensor]] = []
     method = Gradual(sparsity=0.8, initial_sparsity=0.3, begin=0.2, end=0.7, frequency=5, scope=scope, epochs=1)
-    pruned = method.compress(reference(name).model, context(name, trainer=watched(found, name)))
+    pruned = method.compress(reference(name).model, context(name, fit=watched(found, name)))
     weights = prunable_weights(pruned)
     sizes = {layer: weight.numel() for layer, weight in weights.items()}
     for index, masks in enumerate(found):
@@ -106,13 +87,12 @@ def test_from_scratch_starts_from_the_untrained_network_with_the_full_recipe() -
         seen.append((recipe, all(torch.equal(value, fresh[name]) for name, value in model.state_dict().items())))
         return {}
 
-    given = context(trainer=trainer)
+    given = context(fit=trainer)
     for scratch in (True, False):
         pruned = Gradual(from_scratch=scratch, epochs=7).compress(known.model, given)
         weights = prunable_weights(pruned).values()
         assert [int((w == 0).sum()) for w in weights] == [round(0.5 * w.numel()) for w in weights], "without a step too"
-    assert given.recipe is not None
-    assert seen == [(replace(given.recipe, epochs=7), True), (given.recipe.finetune(7), False)]
+    assert seen == [(replace(recipe_of(given), epochs=7), True), (recipe_of(given).finetune(7), False)]
 
 
 def test_pruned_before_the_first_step_where_it_begins_at_zero() -> None:
@@ -121,7 +101,7 @@ def test_pruned_before_the_first_step_where_it_begins_at_zero() -> None:
     def trainer(model: nn.Module, recipe: Recipe, **_: Any) -> None:
         first.append(sum(int((weight == 0).sum()) for weight in prunable_weights(model).values()))
 
-    given = context(trainer=trainer)
+    given = context(fit=trainer)
     Gradual(initial_sparsity=0.25).compress(reference("perceptron").model, given)
     Gradual(initial_sparsity=0.25, begin=0.1).compress(reference("perceptron").model, given)
     assert first == [round(0.25 * 4928), 0]
@@ -129,8 +109,8 @@ def test_pruned_before_the_first_step_where_it_begins_at_zero() -> None:
 
 def test_reasons() -> None:
     model = reference("perceptron").model
-    assert "gradual pruning needs a task with training data" in str(Gradual().unsupported(model, context(**NOTHING)))
-    assert "made afresh" in str(Gradual(from_scratch=True).unsupported(model, context(fresh=None)))
+    assert "needs a task with training data" in str(refusal(Gradual(), model, context(**NOTHING)))
+    assert "made afresh" in str(refusal(Gradual(from_scratch=True), model, context(fresh=None)))
     with pytest.raises(Unsupported, match=r"sparsity 0.999 \(layer\) would zero all 320 weights of layer 'fc3'"):
         Gradual(sparsity=0.999).compress(model, context())
     with pytest.raises(Unsupported, match=r"sparsity 0.9996 \(global\) would zero all"):

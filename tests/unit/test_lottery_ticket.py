@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,43 +9,25 @@ import torch
 from torch import nn
 
 from harness import registry
-from harness.contracts import Context, Scheme
 from harness.errors import SpecError, Unsupported
 from harness.testing.networks import reference
-from harness.training import Recipe, SGDTrainer
+from harness.training import Recipe
 from methods.layers.prunable import prunable_weights
 from methods.pruning.lottery_ticket import LotteryTicket
-
-
-def context(name: str = "perceptron", **given: Any) -> Context:
-    known = reference(name)
-    values: dict[str, Any] = {
-        "data": known.data,
-        "recipe": replace(known.recipe, epochs=2),
-        "trainer": SGDTrainer(data=known.data, seed=0),
-        "scheme": Scheme(),
-        "input_shape": (1, 8, 8),
-        "seed": 0,
-        "scratch": Path(),
-        "fresh": known.fresh,
-    }
-    return Context(**{**values, **given})
-
-
-NOTHING: dict[str, Any] = {"data": None, "recipe": None, "trainer": None, "fresh": None}
+from tests.unit.contexts import NOTHING, context, fit_of, recipe_of, refusal
 
 
 class Recording:
     """Trains, and keeps each training's recipe, the weights it began with and those it ended with."""
 
     def __init__(self, name: str = "perceptron") -> None:
-        self.trainer = SGDTrainer(data=reference(name).data, seed=0)
+        self.trainer = fit_of(context(name))
         self.recipes: list[Recipe] = []
         self.began: list[dict[str, torch.Tensor]] = []
         self.ended: list[dict[str, torch.Tensor]] = []
         self.epochs: list[list[dict[str, torch.Tensor]]] = []
 
-    def __call__(self, model: nn.Module, recipe: Recipe, *, after_step: Any = None, loss: Any = None) -> Any:
+    def __call__(self, model: nn.Module, recipe: Recipe, *, after_step: Any = None, objective: Any = None) -> Any:
         def copied() -> dict[str, torch.Tensor]:
             return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
@@ -60,7 +40,7 @@ class Recording:
             if taken.epoch_end:
                 self.epochs[-1].append(copied())
 
-        metrics = self.trainer(model, recipe, after_step=step, loss=loss)
+        metrics = self.trainer(model, recipe, after_step=step, objective=objective)
         self.ended.append(copied())
         return metrics
 
@@ -70,11 +50,11 @@ LAYERS = ("fc1.weight", "fc2.weight", "fc3.weight")
 
 def test_each_round_prunes_the_smallest_trained_weights_and_rewinds_the_rest() -> None:
     trainer = Recording()
-    given = context(trainer=trainer)
+    given = context(fit=trainer)
     ticket = LotteryTicket(rounds=2, ratio=0.2).compress(reference("perceptron").model, given)
     initial = reference("perceptron").fresh().state_dict()
     assert len(trainer.recipes) == 3
-    assert all(recipe == given.recipe for recipe in trainer.recipes)
+    assert all(recipe == recipe_of(given) for recipe in trainer.recipes)
     for name, rate in zip(LAYERS, (0.2, 0.2, 0.1), strict=True):
         size = initial[name].numel()
         alive = torch.ones_like(initial[name], dtype=torch.bool)
@@ -98,7 +78,7 @@ def test_each_round_prunes_the_smallest_trained_weights_and_rewinds_the_rest() -
 )
 def test_sparsity_is_met_exactly_by_as_many_rounds_as_it_takes(scope: Any, sparsity: float) -> None:
     rounds: list[int] = []
-    given = context(trainer=lambda model, recipe, **_: rounds.append(1))
+    given = context(fit=lambda model, recipe, **_: rounds.append(1))
     ticket = LotteryTicket(sparsity=sparsity, scope=scope).compress(reference("perceptron").model, given)
     weights = prunable_weights(ticket).values()
     total = sum(weight.numel() for weight in weights)
@@ -110,7 +90,7 @@ def test_sparsity_is_met_exactly_by_as_many_rounds_as_it_takes(scope: Any, spars
 
 def test_rewinding_to_an_early_epoch() -> None:
     trainer = Recording("residual")
-    given = context("residual", trainer=trainer)
+    given = context("residual", fit=trainer)
     LotteryTicket(rounds=1, rewind_epoch=1).compress(reference("residual").model, given)
     early = trainer.epochs[0][0]
     assert [recipe.epochs for recipe in trainer.recipes] == [2, 1]
@@ -124,7 +104,7 @@ def test_the_control_has_the_same_ticket_and_other_initial_weights() -> None:
     runs = []
     for again in (False, True):
         trainer = Recording()
-        LotteryTicket(rounds=1, reinitialise=again).compress(reference("perceptron").model, context(trainer=trainer))
+        LotteryTicket(rounds=1, reinitialise=again).compress(reference("perceptron").model, context(fit=trainer))
         runs.append(trainer)
     initial = reference("perceptron").fresh().state_dict()
     for name in LAYERS:
@@ -136,7 +116,7 @@ def test_the_control_has_the_same_ticket_and_other_initial_weights() -> None:
 
 def test_global_scope_ranks_all_but_the_output_layer_together() -> None:
     trainer = Recording()
-    given = context(trainer=trainer)
+    given = context(fit=trainer)
     ticket = LotteryTicket(rounds=1, ratio=0.5, output_ratio=0.0, scope="global").compress(
         reference("perceptron").model, given
     )
@@ -149,9 +129,9 @@ def test_global_scope_ranks_all_but_the_output_layer_together() -> None:
 
 def test_reasons() -> None:
     model = reference("perceptron").model
-    assert "needs a task" in str(LotteryTicket().unsupported(model, context(**NOTHING)))
+    assert "needs a task" in str(refusal(LotteryTicket(), model, context(**NOTHING)))
     assert "rewind_epoch 2 is not before the end of 2 epochs" in str(
-        LotteryTicket(rewind_epoch=2).unsupported(model, context())
+        refusal(LotteryTicket(rewind_epoch=2), model, context())
     )
     with pytest.raises(Unsupported, match="rounds=90 would zero all 3072 weights of layer 'fc1'; lower it"):
         LotteryTicket(rounds=90).compress(model, context())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,31 +9,12 @@ import torch
 from torch import nn
 
 from harness import registry
-from harness.contracts import Context, Scheme
 from harness.errors import SpecError, Unsupported
 from harness.testing.networks import reference
-from harness.training import SGDTrainer
 from methods.layers.masks import removals
 from methods.layers.prunable import prunable_weights
 from methods.pruning.random import Random
-
-
-def context(name: str = "perceptron", **given: Any) -> Context:
-    known = reference(name)
-    values: dict[str, Any] = {
-        "data": known.data,
-        "recipe": replace(known.recipe, epochs=2),
-        "trainer": SGDTrainer(data=known.data, seed=0),
-        "scheme": Scheme(),
-        "input_shape": (1, 8, 8),
-        "seed": 0,
-        "scratch": Path(),
-        "fresh": known.fresh,
-    }
-    return Context(**{**values, **given})
-
-
-NOTHING: dict[str, Any] = {"data": None, "recipe": None, "trainer": None, "fresh": None}
+from tests.unit.contexts import NOTHING, context, refusal
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.93])
@@ -84,8 +63,8 @@ def test_reasons() -> None:
     model = nn.Sequential(nn.Linear(50, 50), nn.Linear(50, 1))
     with pytest.raises(Unsupported, match=r"sparsity 0.995 \(layer\) would zero all 50 weights of layer '1'"):
         Random(sparsity=0.995, scope="layer").compress(model, context())
-    assert "no convolution or linear layer" in str(Random().unsupported(nn.ReLU(), context()))
-    assert "finetune_epochs=2 needs" in str(Random(finetune_epochs=2).unsupported(model, context(**NOTHING)))
+    assert "no convolution or linear layer" in str(refusal(Random(), nn.ReLU(), context()))
+    assert "finetune_epochs=2 needs" in str(refusal(Random(finetune_epochs=2), model, context(**NOTHING)))
 
 
 @pytest.mark.parametrize("values", [{"sparsity": 1.0}, {"scope": "row"}, {"finetune_lr_scale": -1}, {"seed": 1}])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,40 +11,23 @@ import torch
 from torch import Tensor, nn
 
 from harness import registry
-from harness.contracts import Context, Scheme, Step
+from harness.contracts import Step
 from harness.errors import SpecError, Unsupported
 from harness.tasks.models.mlp import SetMLP
 from harness.testing.networks import reference
-from harness.training import Recipe, SGDTrainer
+from harness.training import Recipe
 from methods.layers.masks import removals
 from methods.layers.prunable import prunable_weights
 from methods.pruning.rigl import RigL
 from methods.pruning.set import SparseEvolutionaryTraining as Set
-
-
-def context(name: str = "perceptron", **given: Any) -> Context:
-    known = reference(name)
-    values: dict[str, Any] = {
-        "data": known.data,
-        "recipe": replace(known.recipe, epochs=2),
-        "trainer": SGDTrainer(data=known.data, seed=0),
-        "scheme": Scheme(),
-        "input_shape": (1, 8, 8),
-        "seed": 0,
-        "scratch": Path(),
-        "fresh": known.fresh,
-    }
-    return Context(**{**values, **given})
-
-
-NOTHING: dict[str, Any] = {"data": None, "recipe": None, "trainer": None, "fresh": None}
+from tests.unit.contexts import NOTHING, context, fit_of, refusal
 
 
 class Watching:
     """Keeps the weights (and momentum) just before and after what a method does at a step."""
 
     def __init__(self, name: str = "perceptron") -> None:
-        self.trainer = SGDTrainer(data=reference(name).data, seed=0)
+        self.trainer = fit_of(context(name))
         self.before: list[dict[str, Tensor]] = []
         self.after: list[dict[str, Tensor]] = []
         self.momentum: list[dict[str, Tensor]] = []
@@ -53,7 +35,7 @@ class Watching:
         self.ends: list[int] = []
         self.start: dict[str, Tensor] = {}
 
-    def __call__(self, model: nn.Module, recipe: Recipe, *, after_step: Any, loss: Any = None) -> Any:
+    def __call__(self, model: nn.Module, recipe: Recipe, *, after_step: Any, objective: Any = None) -> Any:
         weights = prunable_weights(model)
         self.start = {name: weight.detach().clone() for name, weight in weights.items()}
 
@@ -71,7 +53,7 @@ class Watching:
             if taken.epoch_end:
                 self.ends.append(taken.index)
 
-        return self.trainer(model, recipe, after_step=step, loss=loss)
+        return self.trainer(model, recipe, after_step=step, objective=objective)
 
 
 def masks_of(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -82,7 +64,7 @@ def masks_of(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def test_set_replaces_the_weakest_of_each_sign_after_every_epoch_but_the_last(name: str) -> None:
     watching = Watching(name)
     Set(sparsity=0.7, zeta=0.3, epochs=3, evolve_output=True).compress(
-        reference(name).model, context(name, trainer=watching)
+        reference(name).model, context(name, fit=watching)
     )
     steps = len(watching.after)
     assert watching.ends == [steps // 3 - 1, 2 * steps // 3 - 1, steps - 1]
@@ -116,7 +98,7 @@ def test_set_grows_uniformly_over_free_positions() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 300), nn.ReLU(), nn.Linear(300, 10))
     watching = Watching()
-    given = context(trainer=watching, fresh=lambda: network)
+    given = context(fit=watching, fresh=lambda: network)
     Set(sparsity=0.9, zeta=0.5, epochs=2).compress(network, given)
     end = watching.ends[0]
     before, after = masks_of(watching.before[end])["1"], masks_of(watching.after[end])["1"]
@@ -130,7 +112,7 @@ def test_set_grows_uniformly_over_free_positions() -> None:
 def test_zeta_zero_is_a_static_topology_and_dense_layers_stay_dense() -> None:
     for method in (Set(epsilon=3.0, zeta=0.0, epochs=2), Set(epsilon=8.0, zeta=0.3, epochs=2, evolve_output=True)):
         watching = Watching()
-        trained = method.compress(reference("perceptron").model, context(trainer=watching))
+        trained = method.compress(reference("perceptron").model, context(fit=watching))
         sizes = {"fc1": (3072, 112), "fc2": (1536, 80), "fc3": (320, 42)}
         assert method.epsilon is not None
         for layer, (size, neurons) in sizes.items():
@@ -145,7 +127,7 @@ def test_the_output_layer_evolves_only_where_that_is_asked() -> None:
     for evolve in (False, True):
         watching = Watching()
         method = Set(epsilon=3.0, epochs=2, evolve_output=evolve)
-        method.compress(reference("perceptron").model, context(trainer=watching))
+        method.compress(reference("perceptron").model, context(fit=watching))
         first, last = masks_of(watching.start), masks_of(watching.after[-1])
         assert not torch.equal(first["fc2"], last["fc2"])
         assert torch.equal(first["fc3"], last["fc3"]) != evolve
@@ -176,7 +158,7 @@ def test_the_mlp_of_the_paper_has_its_size_density_and_initialisation() -> None:
 def test_rigl_drops_by_magnitude_and_grows_by_gradient(name: str) -> None:
     watching = Watching(name)
     method = RigL(sparsity=0.8, scope="layer", alpha=0.4, delta_t=20, stop=0.7)
-    trained = method.compress(reference(name).model, context(name, trainer=watching))
+    trained = method.compress(reference(name).model, context(name, fit=watching))
     steps = len(watching.after)
     previous = masks_of(watching.start)
     updates = 0
@@ -220,18 +202,18 @@ def test_rigl_drops_by_magnitude_and_grows_by_gradient(name: str) -> None:
 def test_rigl_trains_better_than_chance_and_costs_no_dense_momentum() -> None:
     given = context("residual")
     trained = RigL(sparsity=0.9, delta_t=10).compress(reference("residual").model, given).eval()
-    assert given.data is not None
     with torch.inference_mode():
-        right = sum(float((trained(x).argmax(1) == y).sum()) for x, y in given.data.validation(64))
-    assert right / given.data.validation_size > 0.7
+        batch = next(iter(given.data["validation"].batches(1000)))
+        right = float((trained(batch.inputs["input"]).argmax(1) == batch.targets["label"]).float().mean())
+    assert right > 0.7
 
 
 @pytest.mark.parametrize("method", [Set(), RigL()])
 def test_reasons(method: Any) -> None:
     model = reference("perceptron").model
-    assert "sparse training needs a task with training data" in str(method.unsupported(model, context(**NOTHING)))
-    assert "made afresh" in str(method.unsupported(model, context(fresh=None)))
-    assert "no convolution" in str(method.unsupported(nn.ReLU(), context()))
+    assert "needs a task with training data" in str(refusal(method, model, context(**NOTHING)))
+    assert "made afresh" in str(refusal(method, model, context(fresh=None)))
+    assert "no convolution" in str(refusal(method, nn.ReLU(), context()))
     with pytest.raises(Unsupported, match=r"sparsity 0.9999 \(erk\) would zero all"):
         replace(method, sparsity=0.9999).compress(model, context())
 

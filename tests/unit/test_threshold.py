@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,31 +11,12 @@ import torch
 from torch import nn
 
 from harness import registry
-from harness.contracts import Context, Scheme
 from harness.errors import SpecError, Unsupported
 from harness.tasks import models
 from harness.testing.networks import reference
-from harness.training import SGDTrainer
 from methods.layers.prunable import prunable_weights
 from methods.pruning.threshold import Threshold
-
-
-def context(name: str = "perceptron", **given: Any) -> Context:
-    known = reference(name)
-    values: dict[str, Any] = {
-        "data": known.data,
-        "recipe": replace(known.recipe, epochs=2),
-        "trainer": SGDTrainer(data=known.data, seed=0),
-        "scheme": Scheme(),
-        "input_shape": (1, 8, 8),
-        "seed": 0,
-        "scratch": Path(),
-        "fresh": known.fresh,
-    }
-    return Context(**{**values, **given})
-
-
-NOTHING: dict[str, Any] = {"data": None, "recipe": None, "trainer": None, "fresh": None}
+from tests.unit.contexts import NOTHING, context, refusal
 
 
 @pytest.mark.parametrize("quality", [0.3, 1.0, 1.7])
@@ -82,7 +61,7 @@ def test_the_papers_shares_of_lenet_300_100_are_met_exactly() -> None:
 def test_rounds_approach_the_shares_geometrically_and_never_give_back() -> None:
     found: list[dict[str, torch.Tensor]] = []
     given = context(
-        trainer=lambda model, recipe, **_: found.append(
+        fit=lambda model, recipe, **_: found.append(
             {name: weight.detach() != 0 for name, weight in prunable_weights(model).items()}
         )
     )
@@ -106,7 +85,7 @@ def test_retraining_after_each_round_keeps_the_zeros() -> None:
 
 def test_reasons() -> None:
     model = reference("perceptron").model
-    reason = Threshold(sparsity=(0.9, 0.8)).unsupported(model, context())
+    reason = refusal(Threshold(sparsity=(0.9, 0.8)), model, context())
     assert reason is not None
     assert "sparsity has 2 shares, and the model has 3 layers that can be pruned (fc1, fc2, fc3)" in reason
     with pytest.raises(Unsupported, match="would zero all 3072 weights of layer 'fc1'; lower the quality"):
@@ -118,8 +97,8 @@ def test_reasons() -> None:
         layer.weight.copy_(torch.tensor([[0.1] * 8 + [1.0, -1.0]]))
     with pytest.raises(Unsupported, match="round 2 of 2: the threshold would zero all 10 weights of layer 'model'"):
         Threshold(rounds=2, quality=1.5).compress(layer, context())
-    assert "finetune_epochs=1 needs" in str(Threshold(finetune_epochs=1).unsupported(model, context(**NOTHING)))
-    assert "no convolution" in str(Threshold().unsupported(nn.ReLU(), context()))
+    assert "finetune_epochs=1 needs" in str(refusal(Threshold(finetune_epochs=1), model, context(**NOTHING)))
+    assert "no convolution" in str(refusal(Threshold(), nn.ReLU(), context()))
 
 
 @pytest.mark.parametrize(
