@@ -25,4 +25,6 @@ def database(db: Path | None) -> Path:
 
 def print_json(value: Any) -> None:
     """Print JSON; what it has no form for (dates, paths) as text."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    from results.escaping import json_text
+
+    click.echo(json_text(json.dumps(value, indent=2, ensure_ascii=False, default=str)))

@@ -61,7 +61,9 @@ def db_query(sql: str, db: Path | None, as_json: bool) -> None:
 
 @db.command("rebuild")
 @click.option(
-    "--force", is_flag=True, help="Go on although runs without a record file would stay in the .bak file only."
+    "--force",
+    is_flag=True,
+    help="Go on although runs stay out: those without a record file, and those whose files cannot be read.",
 )
 @db_option
 @json_option
@@ -72,14 +74,17 @@ def db_rebuild(force: bool, db: Path | None, as_json: bool) -> None:
     done = rebuild(database(db), force=force)
     if as_json:
         aside = None if done.kept_aside is None else str(done.kept_aside)
-        damaged = [str(path) for path in done.damaged]
-        print_json([{"records": done.records, "claims": done.claims, "damaged": damaged, "kept_aside": aside}])
+        counts = {"records": done.records, "claims": done.claims}
+        bad = {name: list(map(str, getattr(done, name))) for name in ("damaged", "unreadable")}
+        print_json([{**counts, **bad, "kept_aside": aside}])
         return
     click.echo(f"{database(db)}: {done.records} runs and {done.claims} claims from record files.")
     if done.kept_aside:
         click.echo(f"The old database is {done.kept_aside}.")
     for path in done.damaged:
         click.echo(f"Damaged, set aside: {path}", err=True)
+    for path in done.unreadable:
+        click.echo(f"Cannot be read, left where it is: {path}", err=True)
 
 
 @db.command("export")
@@ -118,13 +123,13 @@ def db_merge(source: Path, db: Path | None, as_json: bool) -> None:
 @click.pass_context
 def db_check(ctx: click.Context, db: Path | None, as_json: bool) -> None:
     """Compare record files, hashes and rows with one another. Exit code 1 if something is wrong."""
-    from results import check
+    from results import check, escaping
 
     problems = check(database(db))
     if as_json:
         print_json([{"problem": text} for text in problems])
     elif problems:
-        click.echo("\n".join(problems))
+        click.echo("\n".join(map(escaping.terminal, problems)))
     else:
         click.echo(f"{database(db)}: files and rows agree.")
     ctx.exit(1 if problems else 0)
@@ -165,15 +170,14 @@ def table(
     as_json: bool,
 ) -> None:
     """Print results as a table: Markdown, LaTeX (booktabs) or CSV. A missing value is a dash with its reason below."""
-    from results import tables
+    from results import escaping, tables
 
     names = tables.columns(columns)
     rows, older = _rows(database(db), where, everything, over_seeds)
     rows = tables.ordered(rows, sort)
     if as_json:
-        _write(
-            json.dumps([{name: row[name] for name in names} for row in rows], indent=2, ensure_ascii=False) + "\n", out
-        )
+        text = json.dumps([{name: row[name] for name in names} for row in rows], indent=2, ensure_ascii=False)
+        _write(escaping.json_text(text) + "\n", out)
         return
     if not rows:
         raise InputError(
@@ -214,7 +218,7 @@ def plot(
 
     With --json the points are printed instead, and drawn only where --out is given.
     """
-    from results import plots
+    from results import escaping, plots
     from results.metrics import metric
 
     metric(x)
@@ -229,7 +233,7 @@ def plot(
     plots.draw(found, x, y, target, notes)
     if not as_json:
         for note in notes:
-            click.echo(note, err=True)
+            click.echo(escaping.terminal(note), err=True)
         click.echo(str(target))
 
 
@@ -250,9 +254,11 @@ def _write(text: str, out: Path | None) -> None:
     if out is None:
         click.echo(text, nl=False)
         return
+    from results import output
+
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text, encoding="utf-8")
+        with output.replacing(out) as stream:
+            stream.write(text.encode())
     except OSError as error:
         raise InputError(f"--out {out}: {error.strerror or error}.") from error
 
@@ -323,6 +329,7 @@ def _show_sections(row: Mapping[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from results.escaping import terminal
     from results.schema import documented
 
     console = Console(highlight=False)
@@ -338,7 +345,7 @@ def _show_sections(row: Mapping[str, Any]) -> None:
             if value is None and name == "reason":
                 continue
             if value is None:
-                grid.add_row(f"  {name}", Text(f"–  {reasons.get(name, '')}".rstrip(), style="dim"))
+                grid.add_row(f"  {name}", Text(f"–  {terminal(reasons.get(name, ''))}".rstrip(), style="dim"))
             else:
                 grid.add_row(f"  {name}", Text(_shown(value) + _unit(units.get(name, ""))))
         console.print(grid)
@@ -346,12 +353,12 @@ def _show_sections(row: Mapping[str, Any]) -> None:
     if others := {name: text for name, text in reasons.items() if name not in shown}:
         console.print(Text("Why other things are missing", style="bold"))
         for name, text in others.items():
-            console.print(Text(f"  {name}: {text}"))
+            console.print(Text(terminal(f"  {name}: {text}")))
     if row["traceback"]:
         console.print(Text("Traceback", style="bold"))
-        console.print(Text(row["traceback"]))
+        console.print(Text(terminal(row["traceback"], lines=True)))
     for warning in row["warnings"]:
-        console.print(Text(f"Warning: {warning}", style="yellow"))
+        console.print(Text(terminal(f"Warning: {warning}"), style="yellow"))
 
 
 _SHOWN_UNITS = {
@@ -369,20 +376,22 @@ def _unit(description: str) -> str:
 
 
 def _shown(value: Any) -> str:
+    from results.escaping import terminal
+
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, str | int):
-        return str(value)
+        return terminal(str(value))
     if isinstance(value, Mapping) and value:
         return "\n".join(
-            f"{key}: {_shown(item) if not isinstance(item, Mapping) else json.dumps(item)}"
+            f"{terminal(key)}: {_shown(item) if not isinstance(item, Mapping) else terminal(json.dumps(item))}"
             for key, item in value.items()
         )
     if isinstance(value, list) and value and isinstance(value[0], Mapping):
-        return "\n".join(json.dumps(item, ensure_ascii=False) for item in value)
-    return ", ".join(map(str, value)) if value else "(none)"
+        return "\n".join(terminal(json.dumps(item, ensure_ascii=False)) for item in value)
+    return ", ".join(terminal(str(item)) for item in value) if value else "(none)"
 
 
 def ls_runs(db: Path | None, as_json: bool) -> None:
@@ -404,21 +413,22 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
     if not rows:
         click.echo("(no rows)")
         return
+    from results.escaping import terminal
+
     names = list(rows[0])
+    shown = list(map(terminal, names))
     cells = [[_cell(row[name]) for name in names] for row in rows]
-    widths = [max(len(name), *(len(row[i]) for row in cells)) for i, name in enumerate(names)]
-    click.echo("  ".join(name.ljust(width) for name, width in zip(names, widths, strict=True)).rstrip())
+    widths = [max(len(name), *(len(row[i]) for row in cells)) for i, name in enumerate(shown)]
+    click.echo("  ".join(name.ljust(width) for name, width in zip(shown, widths, strict=True)).rstrip())
     for row in cells:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _cell(value: Any) -> str:
+    from results.escaping import terminal
+
     if value is None:
         return "–"
-    return (
-        f"{value:.6g}"
-        if isinstance(value, float)
-        else value
-        if isinstance(value, str)
-        else json.dumps(value, ensure_ascii=False)
-    )
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return terminal(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
