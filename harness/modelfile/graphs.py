@@ -142,6 +142,9 @@ def check(described: Mapping[str, Any], trust: Trust) -> None:
             raise DataError(f"The model's graph has two nodes {name!r}.")
         if op == "placeholder":
             _check_identifier(str(target).removeprefix("*").removeprefix("*"))
+            # Its argument is the default value, which stands in the signature.
+            if len(args["tuple"]) > (1 if described["nesting"] is None else 0) or _reads(args):
+                raise DataError(f"The model's graph has the input {name!r} with more than a plain default value.")
         elif op in ("get_attr", "call_module"):
             path(target)
         elif op == "call_method":
@@ -149,6 +152,8 @@ def check(described: Mapping[str, Any], trust: Trust) -> None:
                 raise DataError(
                     f"The model's graph calls the method {target!r}, which is not on the list of those it may."
                 )
+            if not args["tuple"] or not isinstance(args["tuple"][0], dict) or "node" not in args["tuple"][0]:
+                raise DataError(f"The model's graph calls the method {target!r} of what is no value of the graph.")
         elif op == "call_function":
             _check_function(target, args, trust)
         free = "dict" if op == "output" else None
@@ -164,6 +169,13 @@ def check(described: Mapping[str, Any], trust: Trust) -> None:
         _check_spec(nesting["inputs"], trust, identifiers=True)
         if nesting["outputs"] is not None:
             _check_spec(nesting["outputs"], trust, identifiers=False)
+
+
+def _reads(item: Any) -> bool:
+    """Whether an argument reads a node."""
+    if isinstance(item, dict):
+        return "node" in item or any(map(_reads, item.values()))
+    return isinstance(item, list) and any(map(_reads, item))
 
 
 def path(target: Any) -> list[str]:

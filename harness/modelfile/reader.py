@@ -22,12 +22,10 @@ from harness.errors import DataError
 from harness.modelfile import graphs, operators
 from harness.modelfile.names import Trust, is_enumeration, is_named_tuple, why_no_module
 from harness.modelfile.tensors import DATA_TYPES, TensorReader
-from harness.modelfile.writer import FRESH, GENERATED, METHODS, PARTS
+from harness.modelfile.writer import FRESH, GENERATED, METHODS, PARTS, is_callable
 
 _SEQUENCES = ("list", "set", "deque")
 _MAPPINGS = ("dict", "ordered")
-# The forms of a value that can be called.
-_CALLABLE = ("function", "class", "partial", "ref")
 _DEVICE = re.compile(r"[a-z]+(:\d{1,3})?")
 _SCALAR = re.compile(r"[<|][biufc]\d{1,2}")
 
@@ -110,8 +108,7 @@ class Reader:
         for name, item in entry["state"]:
             if type(name) is not str or name.startswith("__") or name in barred:
                 raise DataError(f"The model file sets the attribute {name!r}, which is the class's own.")
-            # An attribute of the instance hides a method: ``eval`` must not be something else that can be called.
-            if entry["kind"] != "object" and name in METHODS and isinstance(item, dict) and set(item) & set(_CALLABLE):
+            if entry["kind"] != "object" and name in METHODS and is_callable(item, self._entries):
                 raise DataError(f"The model file replaces the method {name!r} of a module.")
 
     # ---- making
@@ -191,13 +188,16 @@ class Reader:
                 raise DataError("The model file holds a graph that contains itself.")
             self._open.add(number)
             self._made[number] = self._graph(entry)
+            self._open.discard(number)
             return self._made[number]
         made: Any
         if kind == "module":
             made = object.__new__(self._classes[entry["class"]])
             nn.Module.__init__(made)
             self._made[number] = made
+            self._open.add(number)
             self._fill(made, entry)
+            self._open.discard(number)
         elif kind == "object":
             made = self._made[number] = object.__new__(self._classes[entry["class"]])
             vars(made).update((name, self._value(item)) for name, item in entry["state"])
@@ -215,6 +215,8 @@ class Reader:
         return made
 
     def _module(self, number: Any) -> nn.Module:
+        if number in self._open:
+            raise DataError("The model file holds a module that is a part of itself.")
         made = self._object(number)
         if not isinstance(made, nn.Module):
             raise DataError("The model file has something else in a module's place.")

@@ -233,6 +233,9 @@ class Writer:
         described = {"kind": "module", "class": number, **self._parts(state, where)}
         rest = {key: item for key, item in state.items() if key not in FRESH}
         described["state"] = self._state(rest, where)
+        for name, item in described["state"]:
+            if name in METHODS and is_callable(item, self._objects):
+                raise _refusal(f"{where}.{name}", "replaces a method of every module")
         return described
 
     def _parts(self, state: dict[str, Any], where: str) -> dict[str, Any]:
@@ -310,6 +313,16 @@ class Writer:
             ) from error
         if found is not value:
             raise _refusal(where, f"needs the {kind} {name}, which cannot be found again by its name: another has it")
+
+
+def is_callable(item: Any, objects: list[Any]) -> bool:
+    """Whether a described value can be called: as an attribute of a module it would hide a method of that name."""
+    if not isinstance(item, dict):
+        return False
+    if "ref" in item:
+        entry = objects[item["ref"]]
+        return entry is None or entry["kind"] in ("module", "graph", "object")
+    return not {"function", "class", "partial"}.isdisjoint(item)
 
 
 def _refusal(where: str, what: str) -> DataError:

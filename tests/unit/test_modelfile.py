@@ -232,6 +232,7 @@ def test_sharing_and_attributes_survive(tmp_path: Path) -> None:
     model = Tied()
     model.a.settings = model.settings  # type: ignore[assignment]
     model.children_again = [model.a, model]
+    model.type = ["plain data may have a method's name"]  # type: ignore[method-assign,assignment]
     tied = modelfile.load(modelfile.save(model, tmp_path / "m"), allow=("tests",))
     assert tied.a.weight is tied.b.weight
     assert tied.training
@@ -337,6 +338,12 @@ def local_class() -> nn.Module:
     return Local()
 
 
+def replaced() -> nn.Module:
+    model = Holder(None)
+    model.half = torch.relu  # type: ignore[assignment,method-assign]
+    return model
+
+
 def bound() -> nn.Module:
     model = Holder(None)
     model.forward = model.extra_repr  # type: ignore[method-assign,assignment]
@@ -358,6 +365,7 @@ def pruned() -> nn.Module:
         (hooked_tensor, r"Linear\.weight has a hook"),
         (looped, "refers back"),
         (local_class, r"Local.*cannot be found again"),
+        (replaced, r"Holder\.half replaces a method"),
         (bound, r"Holder\.forward is the bound method"),
         (lambda: Holder(torch.load), r"thing is the function torch.serialization:load"),
         (lambda: Holder(os.system), r"thing is the function posix:system"),
@@ -583,6 +591,9 @@ ATTACKS: dict[str, Callable[[str], dict[str, Any]]] = {
     "C2: eval is a module": lambda run: header(
         identity(["eval", {"ref": 2}]), {"kind": "module", "class": 0, **PARTS}, classes=[IDENTITY]
     ),
+    "C3: a module is a part of itself": lambda run: header(
+        {"kind": "module", "class": 0, **PARTS, "_modules": [["loop", 0]]}, classes=[IDENTITY]
+    ),
     "D: get_attr through dunders": lambda run: header(
         graph(
             X,
@@ -660,6 +671,10 @@ ATTACKS: dict[str, Callable[[str], dict[str, Any]]] = {
         {"kind": "list", "items": []},
         classes=[IDENTITY],
     ),
+    "Q: a default that reads": lambda run: header(
+        graph(X, ["placeholder", "y", "y", {"tuple": [{"node": "x"}]}, []], out("x"))
+    ),
+    "R: a method of a text": lambda run: header(graph(X, node("call_method", "y", "index_add", "cpu"), out("x"))),
     "P: __class__ among the attributes": lambda run: header(identity(["__class__", {"class": 0}]), classes=[IDENTITY]),
 }
 
@@ -675,7 +690,8 @@ def test_attacks_are_refused_before_anything_is_made(
     def made(*_: Any) -> None:
         raise AssertionError("something was made")
 
-    monkeypatch.setattr(nn.Module, "__init__", made)
+    if not name.startswith("C3"):
+        monkeypatch.setattr(nn.Module, "__init__", made)
     monkeypatch.setattr(fx.GraphModule, "__init__", made)
     known = set(sys.modules)
     with pytest.raises(DataError):
