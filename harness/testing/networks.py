@@ -110,7 +110,7 @@ def context(
     loss : Loss, optional
         Cross-entropy.
     recipe : Recipe, optional
-        Of the training. Without it, or without training data, there is none.
+        Of the training. Without it, or without training data and ``fit``, there is none.
     fit : Trainer, optional
         The harness' own.
     fresh : callable, optional
@@ -120,7 +120,7 @@ def context(
     """
     data, loss = data or {}, loss or CrossEntropy()
     training = None
-    if recipe is not None and "train" in data:
+    if recipe is not None and (fit is not None or "train" in data):
         fit = fit or SGDTrainer(data=data, signature=signature, loss=loss, seed=changes.get("seed", 0))
         training = Training(recipe=recipe, fit=fit, fresh=fresh)
     values: dict[str, Any] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -52,3 +53,16 @@ def fit_of(given: Context) -> Trainer:
     """The context's trainer."""
     assert given.training is not None
     return given.training.fit
+
+
+def labelled(
+    given: networks.Reference | Context, size: int, part: str = "validation", seed: int | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of images and labels of one part of the data."""
+    for batch in given.data[part].batches(size, seed=seed):
+        yield batch.inputs["input"], batch.targets["label"]
+
+
+def images(given: networks.Reference, count: int) -> Tensor:
+    """The first validation images."""
+    return given.inputs(count)["input"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,29 +16,14 @@ from torch import nn
 
 from hardware.export import to_onnx
 from harness import modelfile
-from harness.contracts import Context, Scheme
 from harness.errors import Unsupported
-from harness.testing.networks import SHAPE, Reference, reference
-from harness.training import SGDTrainer
+from harness.testing.networks import reference
 from methods.layers.attention import HeadAttention
 from methods.weight_sharing import hashed_nets
 from methods.weight_sharing.hashed_nets import HashedConv2d, HashedLinear, HashedNets, buckets, hashes
+from tests.unit.contexts import images, labelled
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def context(given: Reference, folder: Path, **changes: Any) -> Context:
-    made = Context(
-        data=given.data,
-        recipe=given.recipe,
-        trainer=SGDTrainer(data=given.data, seed=0),
-        scheme=Scheme(),
-        input_shape=SHAPE,
-        seed=0,
-        scratch=folder,
-        fresh=given.fresh,
-    )
-    return replace(made, **changes)
 
 
 def splitmix64(index: int, salt: int) -> int:
@@ -100,7 +84,7 @@ def test_virtual_weights_and_gradients_against_float64(layer: nn.Linear | nn.Con
 
 def test_the_fit_is_least_squares(tmp_path: Path) -> None:
     given = reference("perceptron")
-    hashed = HashedNets(compression=4, from_scratch=False).compress(given.model, context(given, tmp_path))
+    hashed = HashedNets(compression=4, from_scratch=False).compress(given.model, given.context(scratch=tmp_path))
     layer = hashed.get_submodule("fc2")
     assert isinstance(layer, HashedLinear)
     original = given.model.get_parameter("fc2.weight").detach().double().flatten()
@@ -117,7 +101,7 @@ def test_the_fit_is_least_squares(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["perceptron", "residual"])
 def test_only_real_weights_are_parameters(name: str, tmp_path: Path) -> None:
     given = reference(name)
-    hashed = HashedNets(compression=8, epochs=1).compress(given.model, context(given, tmp_path))
+    hashed = HashedNets(compression=8, epochs=1).compress(given.model, given.context(scratch=tmp_path))
     layers = [m for m in hashed.modules() if isinstance(m, HashedLinear | HashedConv2d)]
     virtual = [m for m in given.model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     assert [m.real.numel() for m in layers] == [max(1, round(m.weight.numel() / 8)) for m in virtual]
@@ -129,7 +113,7 @@ def test_only_real_weights_are_parameters(name: str, tmp_path: Path) -> None:
 
 def test_the_start_is_distributed_as_the_dense_networks(tmp_path: Path) -> None:
     given = reference("perceptron")
-    hashed = HashedNets(compression=4, epochs=0).compress(given.model, context(given, tmp_path))
+    hashed = HashedNets(compression=4, epochs=0).compress(given.model, given.context(scratch=tmp_path))
     fresh = given.fresh()
     for name in ("fc1", "fc2"):
         layer = hashed.get_submodule(name)
@@ -147,13 +131,13 @@ def test_training_from_scratch_learns_and_does_not_see_the_trained_weights(tmp_p
         for parameter in other.parameters():
             parameter.mul_(0.5)
     method = HashedNets(compression=4)
-    first, second = (method.compress(model, context(given, tmp_path)) for model in (given.model, other))
+    first, second = (method.compress(model, given.context(scratch=tmp_path)) for model in (given.model, other))
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
-    x, y = next(iter(given.data.validation(500)))
+    x, y = next(iter(labelled(given, 500)))
     assert float((first(x).argmax(1) == y).float().mean()) > 0.8
-    fitted = HashedNets(compression=4, from_scratch=False).compress(given.model, context(given, tmp_path))
+    fitted = HashedNets(compression=4, from_scratch=False).compress(given.model, given.context(scratch=tmp_path))
     tuned = HashedNets(compression=4, from_scratch=False, finetune_epochs=3).compress(
-        given.model, context(given, tmp_path)
+        given.model, given.context(scratch=tmp_path)
     )
 
     def accuracy(model: nn.Module) -> float:
@@ -166,7 +150,7 @@ def test_seeds_and_layers_have_their_own_hash(tmp_path: Path) -> None:
     given = reference("perceptron")
     salts = set()
     for seed in (0, 1):
-        hashed = HashedNets(from_scratch=False).compress(given.model, context(given, tmp_path, seed=seed))
+        hashed = HashedNets(from_scratch=False).compress(given.model, given.context(scratch=tmp_path, seed=seed))
         salts |= {m.salt for m in hashed.modules() if isinstance(m, HashedLinear)}
     assert len(salts) == 6
     assert all(0 <= salt < 2**63 for salt in salts)
@@ -175,16 +159,16 @@ def test_seeds_and_layers_have_their_own_hash(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["perceptron", "residual"])
 def test_it_survives_its_file_and_the_export(name: str, tmp_path: Path) -> None:
     given = reference(name)
-    hashed = HashedNets(epochs=1).compress(given.model, context(given, tmp_path)).eval()
+    hashed = HashedNets(epochs=1).compress(given.model, given.context(scratch=tmp_path)).eval()
     path = modelfile.save(hashed, tmp_path / "model")
     assert path.stat().st_size < 4 * sum(p.numel() for p in given.model.parameters())
     again = modelfile.load(path)
-    x = given.images(4)
+    x = images(given, 4)
     torch.testing.assert_close(again(x), hashed(x), rtol=0, atol=0)
     assert modelfile.save(again, tmp_path / "again").read_bytes() == path.read_bytes()
 
     hashed_nets._positions.cache_clear()  # the export works out the hash by itself
-    file = to_onnx(again, x, tmp_path / "model.onnx")
+    file = to_onnx(again, given.signature, {"input": x}, tmp_path / "model.onnx")
     onnx.checker.check_model(file)
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"input": x.numpy()})
@@ -196,7 +180,7 @@ def test_tied_and_repeated_layers_keep_sharing(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16))
     model.append(model[0])
     model[2].weight = model[0].weight
-    hashed = HashedNets(from_scratch=False).compress(model, context(given, tmp_path))
+    hashed = HashedNets(from_scratch=False).compress(model, given.context(scratch=tmp_path))
     assert hashed.get_submodule("0") is hashed.get_submodule("3")
     assert hashed.get_parameter("0.real") is hashed.get_parameter("2.real")
     first, third = hashed.get_submodule("0"), hashed.get_submodule("2")
@@ -225,7 +209,7 @@ def test_attention_reads_hashed_projections(
     torch.manual_seed(0)
     module = attention().eval()
     messages: list[str] = []
-    made = context(given, tmp_path, progress=lambda _, message: messages.append(message))
+    made = given.context(scratch=tmp_path, progress=lambda _, message: messages.append(message))
     hashed = HashedNets(compression=1.5, from_scratch=False).compress(module, made)
     plain = copy.deepcopy(module)
     projection = hashed.get_submodule("out_proj")
@@ -259,9 +243,9 @@ def test_attention_reads_hashed_projections(
         (nn.Linear(4, 4), {"hash_last": False}, {}, "hash_last=False"),
         (nn.Sequential(nn.Conv1d(4, 4, 3)), {}, {}, "layer '0' is a Conv1d"),
         (nn.Sequential(nn.Conv2d(4, 4, 3, padding_mode="circular")), {}, {}, "layer '0' pads with 'circular'"),
-        (None, {}, {"fresh": None}, "made afresh.*use from_scratch=False"),
+        (None, {}, {"fresh": None}, "trained from scratch.*use from_scratch=False"),
         (nn.Linear(4, 4), {}, {}, "not those of the task's untrained network"),
-        (None, {"from_scratch": False, "finetune_epochs": 2}, {"trainer": None}, "finetune_epochs=2 needs"),
+        (None, {"from_scratch": False, "finetune_epochs": 2}, {"training": None}, "finetune_epochs=2 needs"),
     ],
 )
 def test_what_cannot_be_hashed_is_refused(
@@ -269,11 +253,11 @@ def test_what_cannot_be_hashed_is_refused(
 ) -> None:
     given = reference("perceptron")
     with pytest.raises(Unsupported, match=reason):
-        HashedNets(**settings).compress(model or given.model, context(given, tmp_path, **changes))
+        HashedNets(**settings).compress(model or given.model, given.context(scratch=tmp_path, **changes))
 
 
 def test_the_last_layer_can_stay_dense(tmp_path: Path) -> None:
     given = reference("perceptron")
-    hashed = HashedNets(hash_last=False, from_scratch=False).compress(given.model, context(given, tmp_path))
+    hashed = HashedNets(hash_last=False, from_scratch=False).compress(given.model, given.context(scratch=tmp_path))
     assert isinstance(hashed.get_submodule("fc3"), nn.Linear)
     assert isinstance(hashed.get_submodule("fc2"), HashedLinear)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,20 +11,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from harness import registry
-from harness.contracts import Context, Scheme
 from harness.errors import SpecError, Unsupported
-from harness.testing import check_method
 from harness.testing.networks import reference
-from harness.training import SGDTrainer
 from methods.layers.prunable import prunable_weights
 from methods.pruning.n_m import NM, keep_n_of_m
+from tests.unit.contexts import bare, fit_of, refusal
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def context(**given: Any) -> Context:
-    nothing: dict[str, Any] = {"data": None, "recipe": None, "trainer": None, "scheme": Scheme(), "seed": 0}
-    return Context(**{**nothing, "input_shape": (8, 6, 6), "scratch": Path(), **given})
 
 
 def groups(weight: Tensor, m: int) -> Tensor:
@@ -40,7 +32,7 @@ def test_the_largest_n_of_every_m_stay_in_linear_layers(pattern: tuple[int, int]
     n, m = pattern
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(repeats * m, 5))
-    pruned = NM(n=n, m=m).compress(model, context())[0].weight
+    pruned = NM(n=n, m=m).compress(model, bare(8, 6, 6))[0].weight
     for before, after in zip(model[0].weight.reshape(-1, m), pruned.reshape(-1, m), strict=True):
         largest = before.abs().topk(n).indices
         assert set(after.nonzero().flatten().tolist()) == set(largest.tolist())
@@ -51,7 +43,7 @@ def test_the_largest_n_of_every_m_stay_in_linear_layers(pattern: tuple[int, int]
 def test_in_convolutions_a_group_is_consecutive_input_channels_at_one_kernel_position(kernel: int) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(8, 6, kernel), nn.Conv2d(6, 8, kernel))
-    pruned = NM(n=1, m=4).compress(model, context())
+    pruned = NM(n=1, m=4).compress(model, bare(8, 6, 6))
     before, after = model[0].weight, pruned[0].weight
     for out in range(6):
         for first in (0, 4):
@@ -71,7 +63,7 @@ def test_grouped_and_transposed_convolutions_have_their_input_dimension_too() ->
         nn.ConvTranspose2d(8, 4, 3, groups=2),
         nn.Conv1d(12, 2, 5),
     )
-    pruned = NM().compress(model, context())
+    pruned = NM().compress(model, bare(8, 6, 6))
     assert ((groups(pruned[0].weight, 4) != 0).sum(1) == 2).all()
     assert torch.equal(pruned[1].weight, model[1].weight)
     # (in, out / groups, ...): two groups of four inputs each.
@@ -89,7 +81,7 @@ def test_of_equal_magnitudes_the_later_stay() -> None:
 def test_layers_that_do_not_fit_stay_dense_and_are_named() -> None:
     messages: list[str] = []
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
-    pruned = NM().compress(model, context(progress=lambda fraction, message: messages.append(message)))
+    pruned = NM().compress(model, bare(8, 6, 6, progress=lambda fraction, message: messages.append(message)))
     assert torch.equal(pruned[0].weight, model[0].weight)
     assert "left dense: 0 (its input dimension of 3 is not a multiple of 4)" in messages[0]
     assert "2 50.0%" in messages[0]
@@ -97,13 +89,13 @@ def test_layers_that_do_not_fit_stay_dense_and_are_named() -> None:
 
 def test_a_model_too_small_for_the_pattern_is_a_reason_that_names_layers_and_sizes() -> None:
     model = nn.Sequential(nn.Linear(6, 3), nn.ReLU(), nn.Linear(3, 2))
-    reason = NM().unsupported(model, context())
+    reason = refusal(NM(), model, bare(8, 6, 6))
     assert reason is not None
     for part in ("2:4", "'0' has 6", "'2' has 3", "multiple of 4"):
         assert part in reason
     with pytest.raises(Unsupported, match="2:4"):
-        NM().compress(model, context())
-    assert "no convolution" in (NM().unsupported(nn.ReLU(), context()) or "")
+        NM().compress(model, bare(8, 6, 6))
+    assert "no convolution" in (refusal(NM(), nn.ReLU(), bare(8, 6, 6)) or "")
 
 
 @pytest.mark.parametrize(
@@ -125,13 +117,13 @@ def test_patterns_that_prune_nothing_or_everything_are_refused(parameters: dict[
 def test_finetuning_keeps_the_pattern_and_scales_the_learning_rate() -> None:
     network = reference("perceptron")
     rates: list[float] = []
-    trainer = SGDTrainer(data=network.data, seed=0)
+    fit = fit_of(network.context())
 
     def training(model: nn.Module, recipe: Any, **hooks: Any) -> Any:
         rates.append(recipe.lr)
-        return trainer(model, recipe, **hooks)
+        return fit(model, recipe, **hooks)
 
-    given_context = context(data=network.data, recipe=network.recipe, trainer=training)
+    given_context = network.context(fit=training)
     plain = NM().compress(network.model, given_context)
     tuned = NM(finetune_epochs=1, finetune_lr_scale=0.5).compress(network.model, given_context)
     assert rates == [0.5 * network.recipe.lr]
@@ -139,14 +131,4 @@ def test_finetuning_keeps_the_pattern_and_scales_the_learning_rate() -> None:
         before, after = prunable_weights(plain)[name], prunable_weights(tuned)[name]
         assert torch.equal(before == 0, after == 0)
         assert not torch.equal(before, after)
-    assert "finetune_epochs=1 needs" in (NM(finetune_epochs=1).unsupported(network.model, context()) or "")
-
-
-def test_the_contract_is_kept() -> None:
-    def pattern(original: nn.Module, compressed: nn.Module, method: NM) -> None:
-        for name, weight in prunable_weights(compressed).items():
-            if name != "stem":
-                assert ((groups(weight, 4) != 0).sum(1) == 2).all(), name
-
-    for parameters in ({}, {"finetune_epochs": 1}):
-        assert check_method("methods.pruning.n_m:NM", parameters, effect=pattern, deploy=False).skipped == {}
+    assert "finetune_epochs=1 needs" in (refusal(NM(finetune_epochs=1), network.model, bare(8, 6, 6)) or "")

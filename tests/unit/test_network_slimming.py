@@ -2,36 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from harness.contracts import Context, Scheme
 from harness.testing.networks import reference
-from harness.training import SGDTrainer, cross_entropy
-from methods.pruning.network_slimming import NetworkSlimming, _Penalised
+from methods.pruning.network_slimming import NetworkSlimming
+from tests.unit.contexts import NOTHING, context, labelled, refusal
 
 GIVEN = "residual"
-
-
-def context(**changes: Any) -> Context:
-    given = reference(GIVEN)
-    made = Context(
-        data=given.data,
-        recipe=given.recipe,
-        trainer=SGDTrainer(data=given.data, seed=0),
-        scheme=Scheme(),
-        input_shape=(1, 8, 8),
-        seed=0,
-        scratch=Path(),
-        fresh=given.fresh,
-    )
-    return dataclasses.replace(made, **changes)
 
 
 def scales(model: nn.Module) -> torch.Tensor:
@@ -43,10 +23,12 @@ def test_the_penalty_adds_lambda_times_the_sign() -> None:
     with torch.no_grad():
         model.norm.weight.copy_(torch.linspace(-1, 1, 16))
         model.bn2.weight[0] = 0.0
-    x, y = next(iter(reference(GIVEN).data.validation(20)))
+    given = context(GIVEN)
+    batch = next(iter(given.data["validation"].batches(20)))
     weights = [m.weight for m in model.modules() if isinstance(m, _BatchNorm)]
-    plain = torch.autograd.grad(cross_entropy(0.1)(model, x, y), weights)
-    found = torch.autograd.grad(_Penalised(weights, 0.25, 0.1)(model, x, y), weights)
+    plain = torch.autograd.grad(given.objective(0.1)(model, batch), weights)
+    penalised = NetworkSlimming(penalty=0.25)._penalised(model, given, 0.1)
+    found = torch.autograd.grad(penalised(model, batch), weights)
     for before, after, weight in zip(plain, found, weights, strict=True):
         torch.testing.assert_close(after - before, 0.25 * weight.sign())
 
@@ -56,7 +38,7 @@ def test_training_with_the_penalty_shrinks_the_scales() -> None:
     seen: dict[float, float] = {}
     for penalty in (0.0, 0.02):
         model = NetworkSlimming(ratio=0, penalty=penalty, sparse_epochs=2, finetune_epochs=0, sparse_lr_scale=1.0)
-        seen[penalty] = scales(model.compress(given.model, context())).abs().mean().item()
+        seen[penalty] = scales(model.compress(given.model, context(GIVEN, epochs=4))).abs().mean().item()
     assert seen[0.02] < 0.8 * seen[0.0]
 
 
@@ -69,7 +51,7 @@ def test_one_threshold_for_the_whole_network() -> None:
         model.norm.weight.copy_(torch.linspace(0.05, 0.8, 16))
         model.bn2.weight.copy_(-torch.linspace(0.05, 0.8, 16))
     method = NetworkSlimming(ratio=0.5, sparse_epochs=0, finetune_epochs=0)
-    smaller = method.compress(model, context())
+    smaller = method.compress(model, context(GIVEN, epochs=4))
     values = torch.cat([model.bn1.weight, model.norm.weight]).abs()
     threshold = values.sort().values[20]
     torch.testing.assert_close(smaller.bn1.weight, model.bn1.weight[model.bn1.weight >= threshold])
@@ -82,7 +64,9 @@ def test_no_layer_is_pruned_away() -> None:
     model = reference(GIVEN).fresh()
     with torch.no_grad():
         model.bn1.weight.fill_(1e-6)
-    smaller = NetworkSlimming(ratio=0.9, sparse_epochs=0, finetune_epochs=0, min_channels=2).compress(model, context())
+    smaller = NetworkSlimming(ratio=0.9, sparse_epochs=0, finetune_epochs=0, min_channels=2).compress(
+        model, context(GIVEN, epochs=4)
+    )
     assert len(smaller.bn1.weight) == 2
     assert smaller.conv1.out_channels == 2
 
@@ -93,20 +77,26 @@ def test_the_whole_method_keeps_its_accuracy(from_scratch: bool) -> None:
     method = NetworkSlimming(
         ratio=0.4, sparse_epochs=4, from_scratch=from_scratch, finetune_epochs=4, finetune_lr_scale=0.5
     )
-    smaller = method.compress(given.model, context())
+    smaller = method.compress(given.model, context(GIVEN, epochs=4))
     assert sum(p.numel() for p in smaller.parameters()) < 0.7 * sum(p.numel() for p in given.model.parameters())
     with torch.no_grad():
-        right = [(smaller(x).argmax(1) == y).float() for x, y in given.data.validation(500)]
+        right = [(smaller(x).argmax(1) == y).float() for x, y in labelled(given, 500)]
     assert torch.cat(right).mean() > 0.85
 
 
 def test_unsupported() -> None:
     slimming = NetworkSlimming()
-    assert "passes a batch normalisation" in str(slimming.unsupported(reference("perceptron").model, context()))
+    assert "passes a batch normalisation" in str(
+        refusal(slimming, reference("perceptron").model, context(GIVEN, epochs=4))
+    )
     model = reference(GIVEN).model
     assert "sparse_epochs=1 needs a task with training data" in str(
-        slimming.unsupported(model, context(trainer=None, data=None))
+        refusal(slimming, model, context(GIVEN, epochs=4, **NOTHING))
     )
-    assert "made afresh" in str(NetworkSlimming(from_scratch=True).unsupported(model, context(fresh=None)))
-    assert "nothing to rank" in str(NetworkSlimming(from_scratch=True, sparse_epochs=0).unsupported(model, context()))
-    assert "cannot be reached" in str(NetworkSlimming(ratio=0.99).unsupported(model, context()))
+    assert "trained from scratch" in str(
+        refusal(NetworkSlimming(from_scratch=True), model, context(GIVEN, epochs=4, fresh=None))
+    )
+    assert "nothing to rank" in str(
+        refusal(NetworkSlimming(from_scratch=True, sparse_epochs=0), model, context(GIVEN, epochs=4))
+    )
+    assert "cannot be reached" in str(refusal(NetworkSlimming(ratio=0.99), model, context(GIVEN, epochs=4)))

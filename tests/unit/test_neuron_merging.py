@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,24 +16,18 @@ from torch.nn import functional as F
 
 import papers
 from harness import registry
-from harness.contracts import Context, Scheme
 from harness.errors import SpecError, Unsupported
 from harness.tasks import models
 from methods.pruning.neuron_merging import NeuronMerging
 from methods.pruning.structure import merging
 from methods.pruning.structure.links import Link, find_links
 from papers import sources
+from tests.unit.contexts import bare, refusal
 
 Weights = dict[str, np.ndarray[Any, np.dtype[np.float64]]]
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def context(*shape: int) -> Context:
-    return Context(
-        data=None, recipe=None, trainer=None, scheme=Scheme(), input_shape=shape, seed=0, scratch=Path(), progress=print
-    )
 
 
 def perceptron(seed: int = 0) -> nn.Sequential:
@@ -129,7 +122,7 @@ def test_every_way_to_flatten_is_understood(flatten: Callable[[Tensor], Tensor])
 
 @pytest.mark.parametrize("flatten", [lambda x: x.view(-1, 144), lambda x: x.view(x.size(0), 144)])
 def test_sizes_written_into_the_forward_pass_are_left_alone(flatten: Callable[[Tensor], Tensor]) -> None:
-    reason = NeuronMerging().unsupported(Written(flatten), context(1, 8, 8))
+    reason = refusal(NeuronMerging(), Written(flatten), bare(1, 8, 8))
     assert reason is not None
     assert "conv: its outputs enter view" in reason
 
@@ -146,17 +139,17 @@ def test_shared_and_repeated_layers_are_left_alone() -> None:
 
 
 def test_a_depthwise_network_is_refused_with_the_layer() -> None:
-    reason = NeuronMerging().unsupported(models.create("mobilenet-tiny", 0), context(1, 28, 28))
+    reason = refusal(NeuronMerging(), models.create("mobilenet-tiny", 0), bare(1, 28, 28))
     assert reason is not None
     assert "conv1: blocks.0.depthwise is a grouped convolution" in reason
 
 
 def test_gelu_allows_pruning_but_not_merging() -> None:
     model = models.create("vit-tiny", 0)
-    reason = NeuronMerging().unsupported(model, context(1, 28, 28))
+    reason = refusal(NeuronMerging(), model, bare(1, 28, 28))
     assert reason is not None
     assert "gelu follows, through which no scale passes: merge=false prunes it" in reason
-    smaller = NeuronMerging(merge=False).compress(model, context(1, 28, 28))
+    smaller = NeuronMerging(merge=False).compress(model, bare(1, 28, 28))
     assert smaller.get_submodule("blocks.2.fc1").out_features == 64
 
 
@@ -173,7 +166,7 @@ def test_a_model_that_cannot_be_traced_is_refused() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.fc(x) if x.sum() > 0 else x
 
-    reason = NeuronMerging().unsupported(Model(), context(4))
+    reason = refusal(NeuronMerging(), Model(), bare(4))
     assert reason is not None
     assert reason.startswith("the forward pass cannot be traced symbolically")
     # A part that cannot be traced does not spoil the rest.
@@ -221,7 +214,7 @@ def test_pruning_equals_silencing_the_removed_neurons(name: str) -> None:
         silenced = model(x)
         for hook in hooks:
             hook.remove()
-        smaller = method.compress(model, context(*ZOO[name]))
+        smaller = method.compress(model, bare(*ZOO[name]))
         torch.testing.assert_close(smaller(x), silenced, rtol=1e-9, atol=1e-9)
         assert not torch.allclose(silenced, model(x), rtol=1e-6, atol=1e-6)
 
@@ -229,7 +222,7 @@ def test_pruning_equals_silencing_the_removed_neurons(name: str) -> None:
 @pytest.mark.parametrize("ratio", [0.0, 0.25, 0.5, 0.55, 0.9])
 def test_layers_shrink_to_the_stated_count_and_keep_their_classes(ratio: float) -> None:
     model = models.create("resnet20", 0).eval()
-    smaller = NeuronMerging(ratio=ratio).compress(model, context(1, 28, 28))
+    smaller = NeuronMerging(ratio=ratio).compress(model, bare(1, 28, 28))
     for name, module in smaller.named_modules():
         assert type(module) is type(model.get_submodule(name))
     for link in find_links(model)[0]:
@@ -244,14 +237,14 @@ def test_layers_shrink_to_the_stated_count_and_keep_their_classes(ratio: float) 
 def test_the_given_model_is_untouched_and_the_result_repeatable() -> None:
     model = models.create("lenet5-caffe", 0)
     before = copy.deepcopy(model.state_dict())
-    first, second = (NeuronMerging().compress(model, context(1, 28, 28)).state_dict() for _ in range(2))
+    first, second = (NeuronMerging().compress(model, bare(1, 28, 28)).state_dict() for _ in range(2))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_a_layer_that_would_lose_every_neuron_is_named() -> None:
     with pytest.raises(Unsupported, match=r"ratio 0\.98 would remove all 20 neurons of layer '0'"):
-        NeuronMerging(ratio=0.98).compress(perceptron(), context(12))
+        NeuronMerging(ratio=0.98).compress(perceptron(), bare(12))
 
 
 @pytest.mark.parametrize(
@@ -304,7 +297,7 @@ def merged_by_hand(given: Weights, ratio: float, criterion: str, threshold: floa
 def test_a_perceptron_merges_as_by_hand(criterion: Any, threshold: float) -> None:
     model = perceptron(seed=3)
     method = NeuronMerging(ratio=0.4, criterion=criterion, threshold=threshold)
-    found = numbers(method.compress(model, context(12)))
+    found = numbers(method.compress(model, bare(12)))
     expected = merged_by_hand(numbers(model), 0.4, criterion, threshold)
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, rtol=1e-12, atol=1e-12, err_msg=name)
@@ -321,9 +314,9 @@ def test_proportional_neurons_merge_without_loss() -> None:
         layer.bias.data[half:] = scale * layer.bias.data[:half]
     x = torch.randn(4, 1, 28, 28, dtype=torch.float64)
     with torch.no_grad():
-        merged = NeuronMerging(ratio=0.5, threshold=0.99).compress(model, context(1, 28, 28))
+        merged = NeuronMerging(ratio=0.5, threshold=0.99).compress(model, bare(1, 28, 28))
         torch.testing.assert_close(merged(x), model(x), rtol=1e-9, atol=1e-12)
-        pruned = NeuronMerging(ratio=0.5, merge=False).compress(model, context(1, 28, 28))
+        pruned = NeuronMerging(ratio=0.5, merge=False).compress(model, bare(1, 28, 28))
         assert (pruned(x) - model(x)).abs().max() > 1e-3
 
 
@@ -341,9 +334,9 @@ def test_proportional_filters_merge_without_loss_through_batch_normalisation() -
         norm.bias.data[4:] = s * slope[4:] / slope[:4] * norm.bias.data[:4]
     x = torch.randn(4, 1, 8, 8, dtype=torch.float64, generator=generator)
     with torch.no_grad():
-        merged = NeuronMerging(ratio=0.5).compress(model, context(1, 8, 8))
+        merged = NeuronMerging(ratio=0.5).compress(model, bare(1, 8, 8))
         torch.testing.assert_close(merged(x), model(x), rtol=1e-9, atol=1e-12)
-        pruned = NeuronMerging(ratio=0.5, merge=False).compress(model, context(1, 8, 8))
+        pruned = NeuronMerging(ratio=0.5, merge=False).compress(model, bare(1, 8, 8))
         assert (pruned(x) - model(x)).abs().max() > 1e-3
 
 
@@ -370,8 +363,8 @@ def test_a_negative_scale_is_never_used() -> None:
     for conv, norm in zip(model.inside, model.norms, strict=True):
         conv.weight.data[4:] = 0.5 * conv.weight.data[:4]
         norm.weight.data[4:] *= -1
-    merged = NeuronMerging(ratio=0.5, threshold=-1.0).compress(model, context(1, 8, 8))
-    pruned = NeuronMerging(ratio=0.5, merge=False).compress(model, context(1, 8, 8))
+    merged = NeuronMerging(ratio=0.5, threshold=-1.0).compress(model, bare(1, 8, 8))
+    pruned = NeuronMerging(ratio=0.5, merge=False).compress(model, bare(1, 8, 8))
     for name, value in pruned.state_dict().items():
         assert torch.equal(merged.state_dict()[name], value), name
 
@@ -380,7 +373,7 @@ def test_dead_neurons_neither_divide_by_zero_nor_attract() -> None:
     model = perceptron()
     model[0].weight.data[:15] = 0
     model[0].bias.data[:15] = 0
-    merged = NeuronMerging(ratio=0.5, threshold=-1.0).compress(model, context(12))
+    merged = NeuronMerging(ratio=0.5, threshold=-1.0).compress(model, bare(12))
     assert all(torch.isfinite(p).all() for p in merged.parameters())
 
 
@@ -406,8 +399,8 @@ def fashion(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Tensor
             pytest.skip(reason)
         model, held_out = task.model(0).eval(), task.test()
         assert task.recipe() is None
-    images, labels = zip(*((torch.from_numpy(x), torch.from_numpy(y)) for x, y in held_out.batches(1000)), strict=True)
-    return model, torch.cat(images), torch.cat(labels)
+    (batch,) = held_out.batches(held_out.size)
+    return model, batch.inputs["input"], batch.targets["label"]
 
 
 @pytest.mark.parametrize("claim", PAPER.claims, ids=lambda claim: claim.id)
@@ -418,7 +411,7 @@ def test_the_papers_table_comes_out_to_the_last_digit(
     step = dict(claim.select["chain"][0])
     method = registry.create("method", step.pop("name"), step)
     with torch.inference_mode():
-        compressed = method.compress(model, context(1, 28, 28))
+        compressed = method.compress(model, bare(1, 28, 28))
         accuracy = 100 * float((compressed(images).argmax(1) == labels).double().mean())
     assert accuracy == pytest.approx(claim.claimed, abs=claim.tolerance)
 
@@ -431,7 +424,7 @@ def test_merging_beats_pruning_under_the_other_criteria(
     for ratio in (0.5, 0.8):
         with torch.inference_mode():
             pruned, merged = (
-                NeuronMerging(ratio=ratio, criterion=criterion, merge=merge).compress(model, context(1, 28, 28))(images)
+                NeuronMerging(ratio=ratio, criterion=criterion, merge=merge).compress(model, bare(1, 28, 28))(images)
                 for merge in (False, True)
             )
         assert (merged.argmax(1) == labels).sum() > (pruned.argmax(1) == labels).sum()

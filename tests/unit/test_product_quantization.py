@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +12,15 @@ import torch
 from torch import nn
 
 from harness import modelfile
-from harness.contracts import Context, Scheme
 from harness.errors import Unsupported
-from harness.testing.networks import SHAPE, Reference, reference
-from harness.training import SGDTrainer
+from harness.testing.networks import reference
 from methods.pruning.magnitude import Magnitude
 from methods.weight_sharing import product_quantization, tied
 from methods.weight_sharing.product_quantization import ProductQuantization
 from methods.weight_sharing.tied import Layer
+from tests.unit.contexts import images, labelled, refusal
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def context(given: Reference, folder: Path, **changes: Any) -> Context:
-    made = Context(
-        data=given.data,
-        recipe=given.recipe,
-        trainer=SGDTrainer(data=given.data, seed=0),
-        scheme=Scheme(),
-        input_shape=SHAPE,
-        seed=0,
-        scratch=folder,
-        fresh=given.fresh,
-    )
-    return replace(made, **changes)
 
 
 def one(module: nn.Module) -> Layer:
@@ -76,7 +60,7 @@ def test_blocks_and_codebook_sizes(module: nn.Module, settings: dict[str, Any], 
 def test_layers_hold_at_most_their_codebook(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
     given = reference(name)
     method = ProductQuantization(centroids=16, calibration=64, **settings)
-    quantized = method.compress(given.model, context(given, tmp_path))
+    quantized = method.compress(given.model, given.context(scratch=tmp_path))
     for layer in tied.layers(quantized):
         original = given.model.get_parameter(layer.key)
         if layer.name == "stem":
@@ -86,7 +70,7 @@ def test_layers_hold_at_most_their_codebook(name: str, settings: dict[str, Any],
         assert different == method.entries(layer), layer.name
         assert not torch.equal(layer.weight, original)
     first = ProductQuantization(centroids=16, calibration=64, quantize_first=True)
-    stem = first.compress(given.model, context(given, tmp_path)).get_submodule(tied.layers(given.model)[0].name)
+    stem = first.compress(given.model, given.context(scratch=tmp_path)).get_submodule(tied.layers(given.model)[0].name)
     assert len(blocks(one(stem).weight, first.width(one(stem))).unique(dim=0)) == first.entries(one(stem))
 
 
@@ -123,8 +107,8 @@ def test_the_second_moments_are_those_of_the_inputs(tmp_path: Path) -> None:
     given = reference("perceptron")
     method = ProductQuantization(calibration=50)
     layer = tied.layers(given.model)[0]
-    found = method._second_moments(given.model, layer, 4, context(given, tmp_path))
-    batches = [x for x, _ in itertools.islice(given.data.train(32, seed=0, augment=False), 2)]
+    found = method._second_moments(given.model, layer, 4, given.context(scratch=tmp_path))
+    batches = [x for x, _ in itertools.islice(labelled(given, 32, "train", seed=0), 2)]
     x = torch.cat(batches)[:50].flatten(1).reshape(-1, 4).double()
     torch.testing.assert_close(found, (x.T @ x / len(x))[None])
 
@@ -163,12 +147,12 @@ def test_awareness_lowers_the_error_that_it_is_about(moments: Any, tmp_path: Pat
     """In float64 and on inputs that were not sampled: what a block does to its own inputs."""
     given = reference("perceptron")
     layer = tied.layers(given.model)[0]
-    x = torch.cat([x for x, _ in given.data.validation(200)]).flatten(1).double()
+    x = torch.cat([x for x, _ in labelled(given, 200)]).flatten(1).double()
     inputs = x.view(-1, 16, 4)
     errors, plain = {}, {}
     for aware in (True, False):
         method = ProductQuantization(centroids=32, activation_aware=aware, moments=moments)
-        weight = method.compress(given.model, context(given, tmp_path)).get_parameter(layer.key)
+        weight = method.compress(given.model, given.context(scratch=tmp_path)).get_parameter(layer.key)
         rest = (weight - layer.weight).detach().double().view(-1, 16, 4)
         if moments == "pooled":
             errors[aware] = float(torch.einsum("npd,obd->npob", inputs[:100], rest).square().mean())
@@ -216,7 +200,7 @@ def test_later_layers_see_the_quantized_network(tmp_path: Path, monkeypatch: pyt
         return real(self, network, layer, *rest)
 
     monkeypatch.setattr(ProductQuantization, "_second_moments", spy)
-    quantized = ProductQuantization(centroids=8, calibration=64).compress(given.model, context(given, tmp_path))
+    quantized = ProductQuantization(centroids=8, calibration=64).compress(given.model, given.context(scratch=tmp_path))
     for now, name in enumerate(("fc1", "fc2", "fc3")):
         for other, key in enumerate(("fc1.weight", "fc2.weight", "fc3.weight")):
             source = quantized if other < now else given.model
@@ -225,15 +209,15 @@ def test_later_layers_see_the_quantized_network(tmp_path: Path, monkeypatch: pyt
 
 def test_a_pruned_layer_has_its_zero_block_and_no_empty_entry(tmp_path: Path) -> None:
     given = reference("perceptron")
-    pruned = Magnitude(sparsity=0.9).compress(given.model, context(given, tmp_path))
+    pruned = Magnitude(sparsity=0.9).compress(given.model, given.context(scratch=tmp_path))
     method = ProductQuantization(centroids=64, activation_aware=False)
-    quantized = method.compress(pruned, context(given, tmp_path))
+    quantized = method.compress(pruned, given.context(scratch=tmp_path))
     for layer in tied.layers(quantized):
         width = method.width(layer)
         before = blocks(pruned.get_parameter(layer.key), width).unique(dim=0)
         after = blocks(layer.weight, width).unique(dim=0)
         assert len(after) <= min(method.entries(layer), len(before))
-    assert torch.isfinite(quantized(given.images(5))).all()
+    assert torch.isfinite(quantized(images(given, 5))).all()
 
 
 def test_empty_clusters_are_filled() -> None:
@@ -248,8 +232,8 @@ def test_empty_clusters_are_filled() -> None:
 def test_fine_tuning_moves_codebooks_only(tmp_path: Path) -> None:
     given = reference("residual")
     settings: dict[str, Any] = {"centroids": 8, "calibration": 64}
-    plain = ProductQuantization(**settings).compress(given.model, context(given, tmp_path))
-    tuned = ProductQuantization(**settings, finetune_epochs=2).compress(given.model, context(given, tmp_path))
+    plain = ProductQuantization(**settings).compress(given.model, given.context(scratch=tmp_path))
+    tuned = ProductQuantization(**settings, finetune_epochs=2).compress(given.model, given.context(scratch=tmp_path))
     method = ProductQuantization(**settings)
     quantized = {layer.key: layer for layer in tied.layers(plain) if layer.name != "stem"}
     for key, value in tuned.named_parameters():
@@ -264,7 +248,7 @@ def test_fine_tuning_moves_codebooks_only(tmp_path: Path) -> None:
         assert not torch.equal(value, before)
     assert not torch.equal(tuned.get_buffer("bn1.running_mean"), plain.get_buffer("bn1.running_mean"))
 
-    x = given.images(300)
+    x = images(given, 300)
 
     def divergence(model: nn.Module) -> float:
         with torch.no_grad():
@@ -276,12 +260,12 @@ def test_fine_tuning_moves_codebooks_only(tmp_path: Path) -> None:
 
 def test_layer_by_layer_tuning_helps_the_later_layers(tmp_path: Path) -> None:
     given = reference("perceptron")
-    x = given.images(300)
+    x = images(given, 300)
     expected = given.model(x).log_softmax(1).detach()
 
     def divergence(**settings: Any) -> float:
         method = ProductQuantization(centroids=4, calibration=64, **settings)
-        found = method.compress(given.model, context(given, tmp_path)).eval()(x).log_softmax(1).detach()
+        found = method.compress(given.model, given.context(scratch=tmp_path)).eval()(x).log_softmax(1).detach()
         return float((expected.exp() * (expected - found)).sum(1).mean())
 
     assert divergence(layer_epochs=2) < divergence()
@@ -290,9 +274,9 @@ def test_layer_by_layer_tuning_helps_the_later_layers(tmp_path: Path) -> None:
 def test_the_model_survives_its_file(tmp_path: Path) -> None:
     given = reference("residual")
     method = ProductQuantization(centroids=8, calibration=64, finetune_epochs=1)
-    quantized = method.compress(given.model, context(given, tmp_path))
+    quantized = method.compress(given.model, given.context(scratch=tmp_path))
     again = modelfile.load(modelfile.save(quantized, tmp_path / "model"))
-    torch.testing.assert_close(again(given.images(3)), quantized(given.images(3)), rtol=0, atol=0)
+    torch.testing.assert_close(again(images(given, 3)), quantized(images(given, 3)), rtol=0, atol=0)
 
 
 class Attending(nn.Module):
@@ -300,6 +284,11 @@ class Attending(nn.Module):
         super().__init__()
         self.inner = nn.Linear(16, 16)
         self.attention = nn.MultiheadAttention(16, 2, kdim=8, vdim=8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.inner(x.reshape(len(x), 4, 16))
+        out: torch.Tensor = self.attention(x, x[..., :8], x[..., :8])[0]
+        return out
 
 
 class Idle(nn.Module):
@@ -319,10 +308,10 @@ class Idle(nn.Module):
         (nn.ReLU(), {}, {}, "no convolution or linear layer"),
         (nn.Conv1d(16, 16, 3), {}, {}, "layer 'model' is a Conv1d"),
         (nn.Linear(4, 4), {}, {}, "8 blocks.*layer 'model' has 4"),
-        (Attending(), {}, {}, "attention.out_proj cannot be seen.*activation_aware=False"),
-        (Idle(), {}, {}, "layer 'idle' is never called.*activation_aware=False"),
-        (None, {}, {"data": None}, "activation_aware=True needs"),
-        (None, {"finetune_epochs": 1}, {"trainer": None}, "finetune_epochs=1 needs"),
+        (Attending(), {}, {}, "attention.out_proj. are not known .attention with separate.*activation_aware=False"),
+        (Idle(), {}, {}, "layer 'idle' are not known .the model does not call it.; use activation_aware=False"),
+        (None, {}, {"data": {}}, "activation_aware=True needs"),
+        (None, {"finetune_epochs": 1}, {"training": None}, "finetune_epochs=1 needs"),
         (None, {"layer_epochs": 3}, {"recipe": None}, "layer_epochs=3 needs"),
     ],
 )
@@ -331,13 +320,13 @@ def test_what_cannot_be_quantized_is_refused(
 ) -> None:
     given = reference("perceptron")
     with pytest.raises(Unsupported, match=reason):
-        ProductQuantization(**settings).compress(model or given.model, context(given, tmp_path, **changes))
+        ProductQuantization(**settings).compress(model or given.model, given.context(scratch=tmp_path, **changes))
 
 
 def test_no_data_is_needed_without_activations(tmp_path: Path) -> None:
     given = reference("perceptron")
-    nothing = context(given, tmp_path, data=None, trainer=None, recipe=None)
+    nothing = given.context(scratch=tmp_path, data={}, training=None)
     method = ProductQuantization(activation_aware=False)
-    assert method.unsupported(given.model, nothing) is None
-    assert method.unsupported(Attending(), nothing) is None
+    assert refusal(method, given.model, nothing) is None
+    assert refusal(method, Attending(), nothing) is None
     assert not torch.equal(method.compress(given.model, nothing).get_parameter("fc1.weight"), given.model.fc1.weight)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import random
 from collections.abc import Callable
@@ -23,12 +24,11 @@ from torchvision.models.swin_transformer import ShiftedWindowAttention, SwinTran
 from torchvision.models.vision_transformer import VisionTransformer
 
 from harness import modelfile
-from harness.contracts import Context, Scheme
 from harness.errors import Unsupported
 from harness.measure import counts
 from harness.tasks import models
+from harness.tasks.classes import signature
 from harness.testing.networks import reference
-from harness.training import SGDTrainer, cross_entropy
 from methods.layers.attention import HeadAttention, WindowAttention, explicit
 from methods.pruning.structure import budget, criteria
 from methods.pruning.structure.find import find
@@ -36,6 +36,7 @@ from methods.pruning.structure.recalibration import recalibrate
 from methods.pruning.structure.surgery import masked, remove
 from methods.pruning.structure.units import Layer, Structure, Unit
 from methods.pruning.structured import Structured
+from tests.unit.contexts import bare, labelled, refusal
 
 
 def lively(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -148,11 +149,6 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }  # fmt: skip
 
 
-def context(shape: tuple[int, ...], **changes: Any) -> Context:
-    plain = Context(data=None, recipe=None, trainer=None, scheme=Scheme(), input_shape=shape, seed=0, scratch=Path())
-    return dataclasses.replace(plain, **changes)
-
-
 def some(structure: Structure, seed: int = 0) -> list[Unit]:
     chosen = random.Random(seed)
     units: list[Unit] = []
@@ -170,7 +166,7 @@ def difference(a: Tensor, b: Tensor) -> float:
 def test_the_shrunken_model_equals_the_masked_one(name: str, tmp_path: Path) -> None:
     make, shape = NETWORKS[name]
     model = lively(make()).double()
-    structure = find(model, shape)
+    structure = find(model, signature(shape, 10))
     units = some(structure)
     smaller, zeroed = remove(model, structure, units), masked(model, structure, units)
     x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -182,11 +178,11 @@ def test_the_shrunken_model_equals_the_masked_one(name: str, tmp_path: Path) -> 
     assert counts.parameters(smaller)[0] == structure.parameters(gone) < counts.parameters(model)[0]
     # torch's fused attention hides its products: count with attention written out.
     explicit(model)
-    example = torch.zeros(2, *shape, dtype=torch.float64)
-    assert counts.macs(model, example) == structure.macs(structure.removed([]))
+    example, taken = {"input": torch.zeros(2, *shape, dtype=torch.float64)}, signature(shape, 10)
+    assert counts.macs(model, example, taken) == structure.macs(structure.removed([]))
     if name != "transformer-encoder":
         explicit(smaller)
-        assert counts.macs(smaller, example) == structure.macs(gone) < structure.macs(structure.removed([]))
+        assert counts.macs(smaller, example, taken) == structure.macs(gone) < structure.macs(structure.removed([]))
     loaded = modelfile.load(modelfile.save(smaller, tmp_path / "model"), allow=("tests",))
     with torch.no_grad():
         assert torch.equal(loaded(x), smaller(x))
@@ -195,7 +191,7 @@ def test_the_shrunken_model_equals_the_masked_one(name: str, tmp_path: Path) -> 
 def test_another_mask_is_another_function() -> None:
     make, shape = NETWORKS["resnet20"]
     model = lively(make()).double()
-    structure = find(model, shape)
+    structure = find(model, signature(shape, 10))
     units = some(structure)
     others = [unit for unit in structure.units if unit not in units][:1]
     x = torch.randn(2, *shape, dtype=torch.float64)
@@ -207,7 +203,7 @@ def test_another_mask_is_another_function() -> None:
 def test_layers_describe_themselves() -> None:
     make, shape = NETWORKS["channels"]
     model = lively(make())
-    structure = find(model, shape)
+    structure = find(model, signature(shape, 10))
     smaller = remove(model, structure, some(structure))
     for module in smaller.modules():
         if isinstance(module, nn.ConvTranspose2d):
@@ -224,7 +220,7 @@ def test_layers_describe_themselves() -> None:
 
 def test_a_residual_stream_is_one_layer_and_the_classes_stay() -> None:
     make, shape = NETWORKS["resnet20"]
-    structure = find(make(), shape)
+    structure = find(make(), signature(shape, 10))
     stream = next(layer for layer in structure.layers if layer.name == "conv1")
     assert stream.makers == ("conv1", "stage1.0.conv2", "stage1.1.conv2", "stage1.2.conv2")
     assert structure.left_alone == {"fc": "the model's outputs are its classes"}
@@ -241,7 +237,7 @@ def test_a_residual_stream_is_one_layer_and_the_classes_stay() -> None:
 def test_heads_go_as_a_whole() -> None:
     make, shape = NETWORKS["vit"]
     model = lively(make())
-    structure = find(model, shape)
+    structure = find(model, signature(shape, 10))
     layer = next(part for part in structure.layers if "self_attention" in part.name)
     assert (len(layer.units), layer.units[0].width) == (4, 8)
     smaller = remove(model, structure, layer.units[:1])
@@ -255,7 +251,7 @@ def test_heads_go_as_a_whole() -> None:
 def test_an_attribute_that_holds_a_size_follows() -> None:
     make, shape = NETWORKS["vit-tiny"]
     model = lively(make())
-    structure = find(model, shape)
+    structure = find(model, signature(shape, 10))
     layer = next(part for part in structure.layers if part.name == "blocks.2.attention.qkv")
     smaller = remove(model, structure, layer.units[1:3])
     assert [block.attention.heads for block in smaller.blocks] == [4, 4, 2, 4]
@@ -278,17 +274,17 @@ class Written(nn.Module):
 
 
 def test_what_the_forward_pass_does_not_allow_stays() -> None:
-    structure = find(Written(free=True), (1, 8, 8))
+    structure = find(Written(free=True), signature((1, 8, 8), 10))
     assert [layer.name for layer in structure.layers] == ["fc1"]
     assert "holds a size that does not follow" in structure.left_alone["conv"]
-    smaller = Structured(round_to=4).compress(Written(free=True), context((1, 8, 8)))
+    smaller = Structured(round_to=4).compress(Written(free=True), bare(1, 8, 8))
     assert (smaller.conv.out_channels, smaller.fc1.out_features) == (8, 8)
     with pytest.raises(Unsupported, match=r"conv: the forward pass of the model holds a size"):
-        find(Written(free=False), (1, 8, 8))
+        find(Written(free=False), signature((1, 8, 8), 10))
 
 
 def test_attention_that_ties_its_heads_to_its_input_keeps_both() -> None:
-    structure = find(Gated(), (3, 8, 8))
+    structure = find(Gated(), signature((3, 8, 8), 10))
     assert {layer.name for layer in structure.layers} == {"conv", "up", "hidden"}
     assert {"width", "qkv", "project"} <= set(structure.left_alone)
 
@@ -331,13 +327,13 @@ class Normalises(nn.Module):
         (Normalises(), (4,), "fc1: they enter _softmax"),
         (nn.Linear(4, 3), (4,), "the model's outputs are its classes"),
         (nn.ReLU(), (4,), "there is no convolution and no linear layer"),
-        (nn.Linear(5, 3), (4,), "fails on a batch of 2 examples"),
+        (nn.Linear(5, 3), (4,), "fails on inputs of input [2, 4] float32"),
     ],
 )
 def test_unsupported_names_the_layer(model: nn.Module, shape: tuple[int, ...], reason: str) -> None:
-    assert reason in str(Structured().unsupported(model, context(shape)))
+    assert reason in str(refusal(Structured(), model, bare(*shape)))
     with pytest.raises(Unsupported) as raised:
-        Structured().compress(model, context(shape))
+        Structured().compress(model, bare(*shape))
     assert reason in str(raised.value)
 
 
@@ -394,8 +390,8 @@ class Pair(nn.Module):
 def test_scores_are_those_of_the_definition(criterion: criteria.Criterion) -> None:
     model = lively(Pair())
     data, recipe = reference("residual").data, dataclasses.replace(reference("residual").recipe, label_smoothing=0.1)
-    given = context((1, 8, 8), data=data, recipe=recipe, seed=3)
-    structure = find(model, (1, 8, 8))
+    given = bare(1, 8, 8, data=data, recipe=recipe, seed=3)
+    structure = find(model, signature((1, 8, 8), 10))
     (scores,) = criteria.score(model, structure, criterion, given, batches=2)
     assert scores is not None
     rows = model.conv.weight.detach().double().flatten(1)
@@ -411,10 +407,9 @@ def test_scores_are_those_of_the_definition(criterion: criteria.Criterion) -> No
         return
     else:
         total = torch.zeros(6, dtype=torch.float64)
-        stream = data.train(recipe.batch_size, seed=3, augment=False)
-        for _, (x, y) in zip(range(2), stream, strict=False):
+        for batch in itertools.islice(data["train"].batches(recipe.batch_size, seed=3), 2):
             names = dict(model.named_parameters())
-            gradients = torch.autograd.grad(cross_entropy(0.1)(model, x, y), list(names.values()))
+            gradients = torch.autograd.grad(given.objective(0.1)(model, batch), list(names.values()))
             term = {
                 name: (g * w.detach()).double().abs() for (name, w), g in zip(names.items(), gradients, strict=True)
             }
@@ -429,11 +424,11 @@ def test_scores_are_those_of_the_definition(criterion: criteria.Criterion) -> No
 def test_criteria_that_cannot_be_had() -> None:
     perceptron = reference("perceptron").model
     assert "no channel that could be removed passes a batch normalisation" in str(
-        Structured(criterion="bn-gamma").unsupported(perceptron, context((1, 8, 8)))
+        refusal(Structured(criterion="bn-gamma"), perceptron, bare(1, 8, 8))
     )
-    reason = Structured(criterion="taylor").unsupported(perceptron, context((1, 8, 8)))
+    reason = refusal(Structured(criterion="taylor"), perceptron, bare(1, 8, 8))
     assert reason == 'criterion "taylor" needs a task with training data'
-    reason = Structured(finetune_epochs=1).unsupported(perceptron, context((1, 8, 8)))
+    reason = refusal(Structured(finetune_epochs=1), perceptron, bare(1, 8, 8))
     assert "finetune_epochs=1 needs a task with training data" in str(reason)
 
 
@@ -447,10 +442,10 @@ def test_the_target_is_met_and_no_step_is_wasted(target: budget.Target, ratio: f
     make, shape = NETWORKS["resnet20"]
     model = lively(make())
     method = Structured(ratio=ratio, target=target, scope=scope, criterion="l2", round_to=4)
-    structure, plan = method.plan(model, context(shape))
+    structure, plan = method.plan(model, bare(*shape))
     smaller = remove(model, structure, plan.units)
-    example = torch.zeros(2, *shape)
-    assert plan.macs == pytest.approx(1 - counts.macs(smaller, example) / counts.macs(model, example))
+    example, taken = {"input": torch.zeros(2, *shape)}, signature(shape, 10)
+    assert plan.macs == pytest.approx(1 - counts.macs(smaller, example, taken) / counts.macs(model, example, taken))
     assert plan.params == pytest.approx(1 - counts.parameters(smaller)[0] / counts.parameters(model)[0])
     assert all(after % 4 == 0 and after >= 4 for _, _, after in plan.sizes)
     if (scope, target) == ("layer", "ratio"):
@@ -476,11 +471,9 @@ def test_the_lowest_scores_go_first() -> None:
     model = lively(Pair())
     with torch.no_grad():
         model.bn.weight.copy_(torch.tensor([0.5, -0.1, 0.9, 0.05, -0.7, 0.3]))
-    smaller = Structured(criterion="bn-gamma", round_to=1).compress(model, context((1, 8, 8)))
+    smaller = Structured(criterion="bn-gamma", round_to=1).compress(model, bare(1, 8, 8))
     torch.testing.assert_close(smaller.bn.weight.detach(), torch.tensor([0.5, 0.9, -0.7]))
-    assert Structured(criterion="bn-gamma", round_to=1, ratio=0.9, min_channels=2).unsupported(
-        model, context((1, 8, 8))
-    ) == (
+    assert refusal(Structured(criterion="bn-gamma", round_to=1, ratio=0.9, min_channels=2), model, bare(1, 8, 8)) == (
         "ratio 0.9 cannot be reached: at most 66.7% of the channels can be removed with round_to=1 and min_channels=2 "
         "(fc: the model's outputs are its classes)"
     )
@@ -498,7 +491,7 @@ def test_steps(channels: int, width: int, round_to: int, expected: int) -> None:
 
 def test_counts_that_are_no_multiples_become_some() -> None:
     make, shape = NETWORKS["lenet5-caffe"]
-    _, plan = Structured(ratio=0.08, scope="layer").plan(lively(make()), context(shape))
+    _, plan = Structured(ratio=0.08, scope="layer").plan(lively(make()), bare(*shape))
     assert plan.sizes == (("conv1", 20, 20), ("conv2", 50, 48), ("fc1", 500, 464))
 
 
@@ -507,13 +500,13 @@ def test_counts_that_are_no_multiples_become_some() -> None:
 
 def test_statistics_are_those_of_the_data() -> None:
     given = reference("residual")
-    smaller = Structured(ratio=0.4, recalibrate=False).compress(given.model, context((1, 8, 8)))
+    smaller = Structured(ratio=0.4, recalibrate=False).compress(given.model, bare(1, 8, 8))
     stale = smaller.norm.running_mean.clone()
     modes = [module.training for module in smaller.modules()]
-    ctx = context((1, 8, 8), data=given.data, recipe=given.recipe)
+    ctx = bare(1, 8, 8, data=given.data, recipe=given.recipe)
     assert recalibrate(smaller, ctx, batches=5) == 5
     assert [module.training for module in smaller.modules()] == modes
-    batches = [x for _, (x, _) in zip(range(5), given.data.train(32, seed=0, augment=False), strict=False)]
+    batches = [x for _, (x, _) in zip(range(5), labelled(given, 32, "train", seed=0), strict=False)]
     with torch.no_grad():
         means = torch.stack([smaller.stem(x).mean((0, 2, 3)) for x in batches]).mean(0)
     torch.testing.assert_close(smaller.norm.running_mean, means)
@@ -523,13 +516,7 @@ def test_statistics_are_those_of_the_data() -> None:
 def test_fine_tuning_trains_the_smaller_model() -> None:
     given = reference("residual")
     messages: list[str] = []
-    ctx = context(
-        (1, 8, 8),
-        data=given.data,
-        recipe=given.recipe,
-        trainer=SGDTrainer(data=given.data, seed=0),
-        progress=lambda _, text: messages.append(text),
-    )
+    ctx = given.context(progress=lambda _, text: messages.append(text))
     settings: dict[str, Any] = {"target": "macs", "ratio": 0.6, "criterion": "taylor"}
     tuned = Structured(**settings, finetune_epochs=2, finetune_lr_scale=0.3).compress(given.model, ctx)
     plain = Structured(**settings, recalibrate=False).compress(given.model, ctx)
@@ -539,7 +526,7 @@ def test_fine_tuning_trains_the_smaller_model() -> None:
 
     def correct(model: nn.Module) -> int:
         with torch.no_grad():
-            return sum(int((model(x).argmax(1) == y).sum()) for x, y in given.data.validation(500))
+            return sum(int((model(x).argmax(1) == y).sum()) for x, y in labelled(given, 500))
 
     assert correct(tuned) > correct(plain)
     assert "of the multiply-accumulates" in messages[-1]
@@ -565,9 +552,9 @@ def test_a_pruned_transformer_exports(tmp_path: Path) -> None:
     from hardware.export import to_onnx
 
     model, shape = lively(Attentive()), (3, 8, 8)
-    structure = find(model, shape)
+    structure = find(model, signature(shape, 10))
     smaller = remove(model, structure, some(structure))
-    path = to_onnx(smaller, torch.zeros(2, *shape), tmp_path / "model.onnx")
+    path = to_onnx(smaller, signature(shape, 10), {"input": torch.zeros(2, *shape)}, tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     x = torch.randn(3, *shape)
     with torch.no_grad():

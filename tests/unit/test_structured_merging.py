@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import itertools
 import random
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness import registry
-from harness.contracts import Context, Scheme
 from harness.errors import SpecError, Unsupported
 from harness.tasks import models
+from harness.tasks.classes import signature
 from harness.testing.networks import reference
 from methods.pruning.neuron_merging import NeuronMerging
 from methods.pruning.structure import merging
@@ -26,17 +24,13 @@ from methods.pruning.structure.find import find
 from methods.pruning.structure.links import find_links
 from methods.pruning.structure.surgery import masked, remove
 from methods.pruning.structured import Structured
+from tests.unit.contexts import bare, images, refusal
 
 EVENLY: dict[str, Any] = {"scope": "layer", "round_to": 1, "merge": True}
 DEFAULTS: dict[str, Any] = {"threshold": 0.45, "cosine_weight": 0.85}
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def context(*shape: int, **changes: Any) -> Context:
-    plain = Context(data=None, recipe=None, trainer=None, scheme=Scheme(), input_shape=shape, seed=0, scratch=Path())
-    return dataclasses.replace(plain, **changes)
 
 
 def stack(*, normalised: bool, seed: int = 0, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
@@ -95,7 +89,7 @@ def with_copies(model: nn.Sequential) -> nn.Sequential:
 def test_multiples_of_other_neurons_are_removed_without_loss(normalised: bool) -> None:
     model = with_copies(stack(normalised=normalised))
     messages: list[str] = []
-    given = context(1, 8, 8, progress=lambda _, text: messages.append(text))
+    given = bare(1, 8, 8, progress=lambda _, text: messages.append(text))
     x = torch.randn(16, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     merged = Structured(**EVENLY, ratio=0.5).compress(model, given)
     dropped = Structured(scope="layer", round_to=1, ratio=0.5).compress(model, given)
@@ -163,14 +157,14 @@ def by_hand(
 def test_it_merges_as_by_hand(normalised: bool, threshold: float, cosine_weight: float) -> None:
     model = stack(normalised=normalised, seed=3)
     method = Structured(**EVENLY, ratio=0.4, merge_threshold=threshold, merge_cosine_weight=cosine_weight)
-    structure, plan = method.plan(model, context(1, 8, 8))
+    structure, plan = method.plan(model, bare(1, 8, 8))
     gone = structure.removed(plan.units)
     names = [link.producer for link in find_links(model)[0]]
     kept = [structure.kept(f"{name}.weight", 0, gone).tolist() for name in names]
     assert [len(stays) for stays in kept] == [5, 7, 12]
     expected, count = by_hand(model, kept, threshold, cosine_weight)
     assert count == 16 if threshold == -1 else 0 < count < 16
-    smaller = method.compress(model, context(1, 8, 8))
+    smaller = method.compress(model, bare(1, 8, 8))
     found = [layer.weight.detach().numpy() for layer in smaller if isinstance(layer, nn.Conv2d | nn.Linear)]
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
@@ -190,7 +184,7 @@ def lively_resnet() -> nn.Module:
 def test_with_the_same_neurons_it_is_neuron_merging(name: str) -> None:
     model = lively_resnet() if name == "resnet20" else models.create(name, 0)
     method = NeuronMerging(ratio=0.4, criterion="geometric-median", threshold=0.1, cosine_weight=0.7)
-    structure = find(model, (1, 28, 28))
+    structure = find(model, signature((1, 28, 28), 10))
     layers = {layer.name: layer for layer in structure.layers}
     units = []
     for link in find_links(model)[0]:
@@ -198,7 +192,7 @@ def test_with_the_same_neurons_it_is_neuron_merging(name: str) -> None:
         units += [unit for index, unit in enumerate(layers[link.producer].units) if index not in kept.tolist()]
     ready, _ = merging.merge(model, structure, units, threshold=0.1, cosine_weight=0.7)
     found = remove(ready, structure, units).state_dict()
-    expected = method.compress(model, context(1, 28, 28)).state_dict()
+    expected = method.compress(model, bare(1, 28, 28)).state_dict()
     assert list(found) == list(expected)
     for key, value in expected.items():
         assert torch.equal(found[key], value), key
@@ -208,7 +202,7 @@ def test_the_shrunken_model_equals_the_masked_one() -> None:
     """Whatever goes, streams and readers included: merging and removing is merging and silencing."""
     model = lively_resnet()
     before = copy.deepcopy(model.state_dict())
-    structure = find(model, (1, 28, 28))
+    structure = find(model, signature((1, 28, 28), 10))
     chosen = random.Random(0)
     units = [unit for layer in structure.layers for unit in chosen.sample(layer.units, len(layer.units) // 2)]
     ready, layers = merging.merge(model, structure, units, threshold=0.1, cosine_weight=0.85)
@@ -232,7 +226,7 @@ def test_layers_to_which_it_does_not_apply_are_just_smaller() -> None:
     """GELU after the second convolution: that one's neurons are dropped, the others' merged."""
     model = stack(normalised=False, activation=nn.GELU)
     messages: list[str] = []
-    given = context(1, 8, 8, progress=lambda _, text: messages.append(text))
+    given = bare(1, 8, 8, progress=lambda _, text: messages.append(text))
     merged = Structured(**EVENLY, merge_threshold=-1).compress(model, given)
     dropped = Structured(scope="layer", round_to=1).compress(model, given)
     assert "; merged: 0 4 of 4, 6 10 of 10" in messages[0]
@@ -243,10 +237,10 @@ def test_layers_to_which_it_does_not_apply_are_just_smaller() -> None:
 
 def test_without_it_channels_are_dropped_to_the_byte() -> None:
     model = models.create("resnet20", 0).eval()
-    structure, plan = Structured().plan(model, context(1, 28, 28))
+    structure, plan = Structured().plan(model, bare(1, 28, 28))
     dropped = remove(model, structure, plan.units).state_dict()
-    default = Structured().compress(model, context(1, 28, 28)).state_dict()
-    merged = Structured(merge=True, merge_threshold=0.1).compress(model, context(1, 28, 28)).state_dict()
+    default = Structured().compress(model, bare(1, 28, 28)).state_dict()
+    merged = Structured(merge=True, merge_threshold=0.1).compress(model, bare(1, 28, 28)).state_dict()
     assert all(torch.equal(value, default[name]) for name, value in dropped.items())
     assert {name: value.shape for name, value in merged.items()} == {name: v.shape for name, v in dropped.items()}
     assert any(not torch.equal(value, merged[name]) for name, value in dropped.items())
@@ -255,12 +249,12 @@ def test_without_it_channels_are_dropped_to_the_byte() -> None:
 def test_merging_keeps_more_of_what_was_learned() -> None:
     """A trained perceptron without fine-tuning: closer to its logits than by dropping the same neurons."""
     given = reference("perceptron")
-    x = given.images(360)
+    x = images(given, 360)
     changes = []
     for merge in (False, True):
         method = Structured(scope="layer", round_to=1, ratio=0.4, merge=merge)
         with torch.no_grad():
-            smaller = method.compress(given.model, context(1, 8, 8))
+            smaller = method.compress(given.model, bare(1, 8, 8))
             changes.append(float((smaller(x) - given.model(x)).square().mean()))
     dropped, merged = changes
     assert merged < 0.8 * dropped
@@ -299,19 +293,19 @@ class Conditional(nn.Module):
     ],
 )
 def test_unsupported_names_the_layers_and_the_remedy(model: nn.Module, shape: tuple[int, ...], reason: str) -> None:
-    found = str(Structured(merge=True).unsupported(model.eval(), context(*shape)))
+    found = str(refusal(Structured(merge=True), model.eval(), bare(*shape)))
     assert reason in found
     with pytest.raises(Unsupported) as raised:
-        Structured(merge=True).compress(model, context(*shape))
+        Structured(merge=True).compress(model, bare(*shape))
     assert str(raised.value) == found
-    assert Structured().unsupported(model, context(*shape)) is None
+    assert refusal(Structured(), model, bare(*shape)) is None
 
 
 def test_where_nothing_is_removed_there_is_nothing_to_merge() -> None:
     model = models.create("vit-tiny", 0).eval()
     method = Structured(merge=True, ratio=0.0)
-    assert method.unsupported(model, context(1, 28, 28)) is None
-    same = method.compress(model, context(1, 28, 28)).state_dict()
+    assert refusal(method, model, bare(1, 28, 28)) is None
+    same = method.compress(model, bare(1, 28, 28)).state_dict()
     assert all(torch.equal(value, same[name]) for name, value in model.state_dict().items())
 
 

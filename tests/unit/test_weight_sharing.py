@@ -12,31 +12,17 @@ import torch
 from torch import nn
 
 from harness import modelfile
-from harness.contracts import Context, Scheme
+from harness.contracts import Batch
 from harness.errors import Unsupported
-from harness.testing.networks import SHAPE, Reference, reference
-from harness.training import SGDTrainer
+from harness.testing.networks import reference
 from methods.pruning.magnitude import Magnitude
 from methods.weight_sharing import tied
 from methods.weight_sharing.kmeans1d import cluster
 from methods.weight_sharing.kmeans_sharing import KMeansSharing
 from methods.weight_sharing.tied import Shared, gather
+from tests.unit.contexts import fit_of, images, labelled
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def context(given: Reference, folder: Path, **changes: Any) -> Context:
-    made = Context(
-        data=given.data,
-        recipe=given.recipe,
-        trainer=SGDTrainer(data=given.data, seed=0),
-        scheme=Scheme(),
-        input_shape=SHAPE,
-        seed=0,
-        scratch=folder,
-        fresh=given.fresh,
-    )
-    return replace(made, **changes)
 
 
 def weights(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -47,7 +33,7 @@ def weights(model: nn.Module) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("init", ["linear", "density", "random", "exact"])
 def test_every_layer_has_exactly_its_clusters(name: str, init: Any, tmp_path: Path) -> None:
     given = reference(name)
-    shared = KMeansSharing(conv_bits=4, linear_bits=3, init=init).compress(given.model, context(given, tmp_path))
+    shared = KMeansSharing(conv_bits=4, linear_bits=3, init=init).compress(given.model, given.context(scratch=tmp_path))
     for layer, weight in weights(shared).items():
         original = weights(given.model)[layer]
         assert weight.unique().numel() == (8 if weight.ndim == 2 else 16)
@@ -61,8 +47,8 @@ def test_every_layer_has_exactly_its_clusters(name: str, init: Any, tmp_path: Pa
 
 def test_the_codebook_is_the_optimum_of_the_nonzero_weights(tmp_path: Path) -> None:
     given = reference("perceptron")
-    pruned = Magnitude(sparsity=0.6).compress(given.model, context(given, tmp_path))
-    shared = KMeansSharing(bits=4, init="exact").compress(pruned, context(given, tmp_path))
+    pruned = Magnitude(sparsity=0.6).compress(given.model, given.context(scratch=tmp_path))
+    shared = KMeansSharing(bits=4, init="exact").compress(pruned, given.context(scratch=tmp_path))
     for layer, weight in weights(shared).items():
         original = weights(pruned)[layer]
         assert torch.equal(weight == 0, original == 0), "zeros stay, and no other weight becomes one"
@@ -73,14 +59,14 @@ def test_the_codebook_is_the_optimum_of_the_nonzero_weights(tmp_path: Path) -> N
 
 def test_zeros_are_clustered_where_they_are_not_kept(tmp_path: Path) -> None:
     given = reference("perceptron")
-    pruned = Magnitude(sparsity=0.6).compress(given.model, context(given, tmp_path))
-    shared = KMeansSharing(bits=3, keep_zeros=False).compress(pruned, context(given, tmp_path))
+    pruned = Magnitude(sparsity=0.6).compress(given.model, given.context(scratch=tmp_path))
+    shared = KMeansSharing(bits=3, keep_zeros=False).compress(pruned, given.context(scratch=tmp_path))
     assert all(weight.unique().numel() == 8 for weight in weights(shared).values())
 
 
 def test_channels_have_codebooks_of_their_own(tmp_path: Path) -> None:
     given = reference("residual")
-    shared = KMeansSharing(bits=3, scope="channel").compress(given.model, context(given, tmp_path))
+    shared = KMeansSharing(bits=3, scope="channel").compress(given.model, given.context(scratch=tmp_path))
     for weight in weights(shared).values():
         assert [row.unique().numel() for row in weight] == [8] * len(weight)
     conv = weights(shared)["conv1"]
@@ -92,7 +78,7 @@ def test_an_empty_channel_stays_empty(tmp_path: Path) -> None:
     model = copy.deepcopy(given.model)
     with torch.no_grad():
         model.get_parameter("fc1.weight")[3] = 0
-    shared = KMeansSharing(bits=2, scope="channel").compress(model, context(given, tmp_path))
+    shared = KMeansSharing(bits=2, scope="channel").compress(model, given.context(scratch=tmp_path))
     assert not shared.get_parameter("fc1.weight")[3].any()
 
 
@@ -131,17 +117,18 @@ def test_a_step_moves_an_entry_by_the_summed_gradient(tmp_path: Path) -> None:
     given = reference("perceptron")
     made = KMeansSharing(bits=2)
     shared = {layer.key: made._share(layer, 0)[0] for layer in tied.layers(given.model)}
-    recipe = replace(given.recipe.finetune(1), batch_size=given.data.train_size, momentum=0.0, lr=1e-3)
-    _, after = tied.train(given.model, shared, context(given, tmp_path), recipe, mean=False, others=False)
+    recipe = replace(given.recipe.finetune(1), batch_size=given.data["train"].size, momentum=0.0, lr=1e-3)
+    _, after = tied.train(given.model, shared, given.context(scratch=tmp_path), recipe, mean=False, others=False)
 
     model = tied.write(copy.deepcopy(given.model), shared).double()
     steps = []
 
-    def record(network: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        steps.append((x.double(), y))
+    def record(network: nn.Module, batch: Batch) -> torch.Tensor:
+        x = batch.inputs["input"]
+        steps.append((x.double(), batch.targets["label"]))
         return network(x).sum() * 0
 
-    SGDTrainer(data=given.data, seed=0)(copy.deepcopy(given.model), recipe, loss=record)
+    fit_of(given.context())(copy.deepcopy(given.model), recipe, objective=record)
     ((x, y),) = steps
     nn.functional.cross_entropy(model(x), y).backward()  # type: ignore[no-untyped-call]
     for key, part in shared.items():
@@ -156,9 +143,9 @@ def test_a_step_moves_an_entry_by_the_summed_gradient(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["perceptron", "residual"])
 def test_weights_stay_tied_through_fine_tuning(name: str, tmp_path: Path) -> None:
     given = reference(name)
-    pruned = Magnitude(sparsity=0.5).compress(given.model, context(given, tmp_path))
-    plain = KMeansSharing(bits=2).compress(pruned, context(given, tmp_path))
-    tuned = KMeansSharing(bits=2, finetune_epochs=2).compress(pruned, context(given, tmp_path))
+    pruned = Magnitude(sparsity=0.5).compress(given.model, given.context(scratch=tmp_path))
+    plain = KMeansSharing(bits=2).compress(pruned, given.context(scratch=tmp_path))
+    tuned = KMeansSharing(bits=2, finetune_epochs=2).compress(pruned, given.context(scratch=tmp_path))
     for layer, before in weights(plain).items():
         after = weights(tuned)[layer]
         assert torch.equal(after == 0, before == 0)
@@ -169,10 +156,10 @@ def test_weights_stay_tied_through_fine_tuning(name: str, tmp_path: Path) -> Non
         assert parameter.requires_grad
         assert parameter.grad is None
         assert type(tuned.get_parameter(key)) is nn.Parameter
-    x = given.images(200)
+    x = images(given, 200)
 
     def error(model: nn.Module) -> float:
-        labels = next(iter(given.data.validation(200)))[1]
+        labels = next(iter(labelled(given, 200)))[1]
         with torch.no_grad():
             return float(nn.functional.cross_entropy(model.eval()(x), labels))
 
@@ -181,24 +168,24 @@ def test_weights_stay_tied_through_fine_tuning(name: str, tmp_path: Path) -> Non
 
 def test_the_model_survives_its_file(tmp_path: Path) -> None:
     given = reference("residual")
-    shared = KMeansSharing(bits=4, finetune_epochs=1).compress(given.model, context(given, tmp_path))
+    shared = KMeansSharing(bits=4, finetune_epochs=1).compress(given.model, given.context(scratch=tmp_path))
     again = modelfile.load(modelfile.save(shared, tmp_path / "model"))
     assert type(again) is type(given.model)
-    torch.testing.assert_close(again(given.images(3)), shared(given.images(3)), rtol=0, atol=0)
+    torch.testing.assert_close(again(images(given, 3)), shared(images(given, 3)), rtol=0, atol=0)
 
 
 def test_tied_layers_share_one_codebook(tmp_path: Path) -> None:
     given = reference("perceptron")
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
     model[3].weight = model[1].weight
-    shared = KMeansSharing(bits=2, finetune_epochs=1).compress(model, context(given, tmp_path))
+    shared = KMeansSharing(bits=2, finetune_epochs=1).compress(model, given.context(scratch=tmp_path))
     assert shared.get_submodule("1").weight is shared.get_submodule("3").weight
     assert shared.get_parameter("1.weight").unique().numel() == 4
 
 
 def test_a_single_layer_is_a_model(tmp_path: Path) -> None:
     given = reference("perceptron")
-    shared = KMeansSharing(bits=2).compress(nn.Linear(64, 10), context(given, tmp_path))
+    shared = KMeansSharing(bits=2).compress(nn.Linear(64, 10), given.context(scratch=tmp_path))
     assert shared.get_parameter("weight").unique().numel() == 4
 
 
@@ -216,20 +203,20 @@ def test_a_single_layer_is_a_model(tmp_path: Path) -> None:
 def test_more_clusters_than_values_are_refused(settings: dict[str, Any], reason: str, tmp_path: Path) -> None:
     given = reference("perceptron")
     with pytest.raises(Unsupported, match=reason):
-        KMeansSharing(**settings).compress(given.model, context(given, tmp_path))
+        KMeansSharing(**settings).compress(given.model, given.context(scratch=tmp_path))
 
 
 def test_what_cannot_be_shared_or_tuned_is_refused(tmp_path: Path) -> None:
     given = reference("perceptron")
     with pytest.raises(Unsupported, match="no convolution or linear layer"):
-        KMeansSharing().compress(nn.Sequential(nn.ReLU()), context(given, tmp_path))
+        KMeansSharing().compress(nn.Sequential(nn.ReLU()), given.context(scratch=tmp_path))
     with pytest.raises(Unsupported, match="finetune_epochs=1 needs a task with training data"):
-        KMeansSharing(finetune_epochs=1).compress(given.model, context(given, tmp_path, trainer=None))
+        KMeansSharing(finetune_epochs=1).compress(given.model, given.context(scratch=tmp_path, training=None))
     broken = copy.deepcopy(given.model)
     with torch.no_grad():
         broken.get_parameter("fc2.weight")[0, 0] = torch.nan
     with pytest.raises(Unsupported, match="layer 'fc2' has weights that are NaN"):
-        KMeansSharing().compress(broken, context(given, tmp_path))
+        KMeansSharing().compress(broken, given.context(scratch=tmp_path))
 
 
 def test_a_codebook_of_blocks_is_read_row_by_row() -> None:
