@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from harness.stats import mean_interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +52,5 @@ def spread(values: Sequence[float]) -> Spread:
     mean = round(math.fsum(values) / n, 10)
     if n == 1:
         return Spread(mean=mean, n=1)
-    from scipy.special import stdtrit
-
-    sd = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
-    half = float(stdtrit(n - 1, 0.975)) * sd / math.sqrt(n)
-    return Spread(mean=mean, n=n, sd=sd, low=mean - half, high=mean + half)
+    found = mean_interval(values)
+    return Spread(mean=mean, n=n, sd=statistics.stdev(values), low=found.low, high=found.high)

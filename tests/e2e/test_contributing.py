@@ -13,7 +13,7 @@ from harness.testing import check_method
 from tests.e2e.command import ROOT, assay, rows
 
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-METHOD, _, SUITE = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+METHOD, _, SUITE = re.findall(r"```python\n(.*?)```", TEXT.partition("## Add a metric")[0], re.DOTALL)
 SPEC = re.findall(r"```toml\n(.*?)```", TEXT, re.DOTALL)[0]
 
 

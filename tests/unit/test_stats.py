@@ -1,12 +1,11 @@
-"""The statistics against SciPy, simulation and known figures; SQL against Python."""
+"""The closed formulas against SciPy, simulation and known figures; see test_paired.py for resampling."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import statistics
 from typing import Any
 
-import duckdb
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,72 +13,67 @@ from hypothesis import strategies as st
 from scipy import stats as reference
 
 from harness import stats
-from results import schema
-
-
-@pytest.fixture(scope="module")
-def sql() -> Iterator[Any]:
-    connection = duckdb.connect()
-    schema.create(connection)
-    yield connection
-    connection.close()
-
-
-def one(sql: Any, expression: str) -> float:
-    (value,) = sql.execute(f"SELECT {expression}").fetchone()
-    return float(value)
 
 
 @pytest.mark.parametrize(
     ("k", "n"), [(0, 1), (1, 1), (0, 10), (8, 10), (10, 10), (9352, 10_000), (1, 10_000), (360, 360)]
 )
-def test_wilson_is_scipys_and_sqls(sql: Any, k: int, n: int) -> None:
+def test_wilson_is_scipys(k: int, n: int) -> None:
     expected = reference.binomtest(k, n).proportion_ci(0.95, method="wilson")
     found = stats.wilson(k, n)
     assert (found.value, found.low, found.high) == pytest.approx((k / n, expected.low, expected.high), abs=1e-12)
-    assert one(sql, f"wilson_low({k}, {n})") == pytest.approx(found.low, abs=1e-12)
-    assert one(sql, f"wilson_high({k}, {n})") == pytest.approx(found.high, abs=1e-12)
 
 
-def test_wilson_of_nothing_is_null_in_sql_and_refused_in_python(sql: Any) -> None:
-    assert sql.execute("SELECT wilson_low(0, 0), wilson_high(NULL, 3)").fetchone() == (None, None)
-    with pytest.raises(ValueError, match="n >= 1"):
-        stats.wilson(0, 0)
-
-
-def test_mcnemar_of_every_small_table_is_scipys(sql: Any) -> None:
-    query = "SELECT b, c, mcnemar_exact(b, c) FROM range(41) r(b), range(41) s(c)"
-    for b, c, p in sql.execute(query).fetchall():
-        expected = reference.binomtest(b, b + c, 0.5).pvalue if b + c else 1.0
-        assert p == pytest.approx(expected, abs=1e-12), (b, c)
-        assert stats.mcnemar_exact(b, c) == pytest.approx(expected, abs=1e-12), (b, c)
+def test_mcnemar_of_every_small_table_is_scipys() -> None:
+    for b in range(41):
+        for c in range(41):
+            expected = reference.binomtest(b, b + c, 0.5).pvalue if b + c else 1.0
+            assert stats.mcnemar_exact(b, c) == pytest.approx(expected, abs=1e-12), (b, c)
 
 
 @settings(max_examples=150, deadline=None)
 @given(b=st.integers(0, 50_000), difference=st.integers(-600, 600))
-def test_mcnemar_stays_exact_for_large_tables(sql: Any, b: int, difference: int) -> None:
+def test_mcnemar_stays_exact_for_large_tables(b: int, difference: int) -> None:
     c = max(0, b + difference)
     expected = 1.0 if b == c else min(1.0, 2 * reference.binom.cdf(min(b, c), b + c, 0.5))
-    assert one(sql, f"mcnemar_exact({b}, {c})") == pytest.approx(expected, rel=1e-7, abs=1e-9)
-    assert stats.mcnemar_exact(b, c) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    found = stats.mcnemar_exact(b, c)
+    assert found == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    assert found == stats.mcnemar_exact(c, b)
 
 
-@settings(max_examples=100, deadline=None)
-@given(b=st.integers(0, 100_000), c=st.integers(0, 100_000))
-def test_mcnemar_is_a_symmetric_probability(sql: Any, b: int, c: int) -> None:
-    p = one(sql, f"mcnemar_exact({b}, {c})")
-    assert 0.0 <= p <= 1.0
-    assert p == one(sql, f"mcnemar_exact({c}, {b})")
+# What the SQL macros of the database's version 2 gave.
+WILSON = [
+    (0, 1, 0.0, 0.7934506856227627),
+    (1, 1, 0.20654931437723736, 1.0),
+    (7, 9, 0.452588969106989, 0.9367748928821533),
+    (352, 360, 0.9567691737312188, 0.9886975719084741),
+    (9135, 10000, 0.9078305089696972, 0.9188519243777533),
+    (37941, 50000, 0.7550504509689695, 0.7625497822314021),
+]
+PAIRED = [
+    (0, 0, 1, -0.9239358828997852, 0.9239358828997852, 1.0),
+    (1, 0, 2, -0.5625581424161613, 1.0, 1.0),
+    (12, 40, 360, -0.11632861493506869, -0.03836751766161639, 0.0001275387838557399),
+    (3, 0, 360, -0.003789235154478132, 0.02036382078983725, 0.25),
+    (105, 161, 10000, -0.008804960890598706, -0.0023927995573117112, 0.0007159535989513699),
+    (2000, 2100, 50000, -0.004510349077714183, 0.0005105090713144393, 0.12206497999145331),
+]
 
 
-@settings(max_examples=100, deadline=None)
-@given(gained=st.integers(0, 3000), lost=st.integers(0, 3000), ties=st.integers(1, 10_000))
-def test_paired_interval_in_sql_is_pythons(sql: Any, gained: int, lost: int, ties: int) -> None:
-    n = gained + lost + ties
+@pytest.mark.parametrize(("k", "n", "low", "high"), WILSON)
+def test_wilson_is_that_of_earlier_databases(k: int, n: int, low: float, high: float) -> None:
+    found = stats.wilson(k, n)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-15)
+
+
+@pytest.mark.parametrize(("gained", "lost", "n", "low", "high", "p"), PAIRED)
+def test_paired_figures_are_those_of_earlier_databases(
+    gained: int, lost: int, n: int, low: float, high: float, p: float
+) -> None:
     found = stats.paired_difference(gained, lost, n)
     assert found.value == (gained - lost) / n
-    assert one(sql, f"paired_low({gained}, {lost}, {n})") == pytest.approx(found.low, abs=1e-12)
-    assert one(sql, f"paired_high({gained}, {lost}, {n})") == pytest.approx(found.high, abs=1e-12)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-15)
+    assert stats.mcnemar_exact(gained, lost) == pytest.approx(p, abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -94,18 +88,6 @@ def test_paired_interval_covers_the_true_difference(p_gained: float, p_lost: flo
     assert 0.935 <= coverage <= 0.995
 
 
-def test_paired_bootstrap_is_that_of_resampled_examples() -> None:
-    rng = np.random.default_rng(3)
-    a = rng.random(400) < 0.9
-    b = a ^ (rng.random(400) < 0.06)
-    found = stats.paired_bootstrap(a, b, seed=0)
-    index = rng.integers(0, 400, size=(10_000, 400))
-    low, high = np.quantile(b[index].mean(axis=1) - a[index].mean(axis=1), [0.025, 0.975])
-    assert found.value == pytest.approx(b.mean() - a.mean())
-    assert (found.low, found.high) == pytest.approx((low, high), abs=0.004)
-    assert found == stats.paired_bootstrap(a, b, seed=0)
-
-
 @pytest.mark.parametrize(("percentile", "n"), [(0.5, 6), (0.9, 64), (0.95, 130), (0.99, 662), (0.999, 6636)])
 def test_samples_a_percentile_needs(percentile: float, n: int) -> None:
     assert stats.required_n(percentile) == n
@@ -117,40 +99,36 @@ def test_required_n_is_the_smallest_by_the_binomial_distribution(percentile: flo
     assert reference.binom.cdf(1, n, 1 - percentile) <= 0.01 < reference.binom.cdf(1, n - 1, 1 - percentile)
 
 
-def test_schema_uses_the_same_numbers_of_samples() -> None:
-    for column, percentile in (("p50_ms", 0.5), ("p90_ms", 0.9), ("p99_ms", 0.99)):
-        assert f"CASE WHEN l.n >= {stats.required_n(percentile)} THEN" in next(
-            line for line in schema.sql().splitlines() if line.strip().endswith(f"AS {column},")
-        )
+def test_mean_interval_is_scipys() -> None:
+    values = [0.91, 0.93, 0.905, 0.94]
+    found = stats.mean_interval(values)
+    expected = reference.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-14)
+    assert found.value == pytest.approx(statistics.mean(values), abs=1e-15)
+    equal = stats.mean_interval([0.1] * 3)
+    assert (equal.low, equal.value, equal.high) == pytest.approx((0.1, 0.1, 0.1), abs=1e-15)
 
 
-def test_detectable_difference_is_the_known_one_and_has_that_power() -> None:
-    # 10,000 examples of which 2 % flip: 0.40 points paired, 1.07 points unpaired at 92 % accuracy.
-    d = stats.detectable_difference(10_000, 0.02)
-    assert d == pytest.approx(0.0040, abs=5e-5)
-    assert stats.detectable_difference_unpaired(10_000, 0.921) == pytest.approx(0.0107, abs=5e-5)
-    gained, lost = (0.02 + d) / 2, (0.02 - d) / 2
-    draws = np.random.default_rng(1).multinomial(10_000, [gained, lost, 0.98], size=4000)
-    z = (draws[:, 0] - draws[:, 1]) / np.sqrt(draws[:, 0] + draws[:, 1])
-    assert np.mean(np.abs(z) > stats.Z95) == pytest.approx(0.8, abs=0.03)
+def test_seeds_are_known_and_differ() -> None:
+    assert stats.seed_of("a", "b") == int.from_bytes(bytes.fromhex("c14cddc033f64b9d"), "big")
+    assert len({stats.seed_of("a", "b"), stats.seed_of("b", "a"), stats.seed_of("a"), stats.seed_of("ab")}) == 4
 
 
-def test_detectable_difference_never_exceeds_the_discordant_share() -> None:
-    assert stats.detectable_difference(10, 0.02) == 0.02
+def test_the_quantile_is_that_of_the_normal_distribution() -> None:
     assert math.isclose(stats.Z95, reference.norm.ppf(0.975), abs_tol=1e-14)
 
 
 @pytest.mark.parametrize(
     "call",
     [
+        lambda: stats.wilson(0, 0),
+        lambda: stats.wilson(3, 2),
         lambda: stats.mcnemar_exact(-1, 2),
         lambda: stats.paired_difference(3, 3, 5),
-        lambda: stats.paired_bootstrap([True], [True, False], 0),
         lambda: stats.required_n(1.0),
-        lambda: stats.detectable_difference(0, 0.1),
-        lambda: stats.detectable_difference_unpaired(10, 1.5),
+        lambda: stats.mean_interval([1.0]),
     ],
 )
 def test_impossible_arguments_are_refused(call: Any) -> None:
-    with pytest.raises(ValueError, match=r"not|must"):
+    with pytest.raises(ValueError, match=r"need|not"):
         call()
