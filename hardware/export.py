@@ -30,7 +30,7 @@ from harness.calling import call, evaluating, plain_attention
 from harness.errors import AssayError, ExportError, explanation
 
 if TYPE_CHECKING:
-    from harness.contracts import Port, Signature, Tensors
+    from harness.contracts import Signature, Tensors
 
 OPSET = 20
 PROTOBUF_LIMIT = 2**31 - 2**20
@@ -223,7 +223,7 @@ def _plain_names(exported: torch.export.ExportedProgram) -> None:
             plain += "_"
         for tensors in (exported.state_dict, exported.constants):
             if target in tensors:
-                tensors[plain] = tensors.pop(target)  # type: ignore[index]
+                tensors[plain] = tensors.pop(target)
         spec.target = plain
 
 

@@ -155,9 +155,7 @@ class OnnxRuntime:
 class OnnxRuntimeDeployed:
     """A session with inputs and outputs bound to memory of its own."""
 
-    def __init__(
-        self, path: Path, signature: Signature, inputs: Arrays, threads: int, settings: OnnxRuntime
-    ) -> None:
+    def __init__(self, path: Path, signature: Signature, inputs: Arrays, threads: int, settings: OnnxRuntime) -> None:
         self._path, self._threads, self._settings = path, threads, settings
         self._sizes = ports.axis_sizes(signature, inputs)
         self._ort = _runtime()
@@ -195,7 +193,9 @@ class OnnxRuntimeDeployed:
             return self._ort.InferenceSession(self._path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exceptions share no base class below Exception
             said = f"ONNX Runtime cannot load {self._path}: {explanation(error)}"
-            raise (Unsupported if type(error).__name__ == "NotImplemented" else DataError)(said) from error
+            # No kernel for a type, or an operator that does not take it (bfloat16 convolutions), is no damage.
+            unsupported = type(error).__name__ == "NotImplemented" or "Type Error" in str(error)
+            raise (Unsupported if unsupported else DataError)(said) from error
 
     @functools.cached_property
     def effective(self) -> Mapping[str, JSON]:
@@ -216,9 +216,7 @@ class OnnxRuntimeDeployed:
             **summary(kernels, wanted=wanted, because="the model is quantized" if quantized else stored_as(wanted)),
         }
         if any(kernel.kind == "MatMulNBits" for kernel in kernels):
-            found["accuracy_level"] = int(
-                options.get_session_config_entry("session.qdq_matmulnbits_accuracy_level")
-            )
+            found["accuracy_level"] = int(options.get_session_config_entry("session.qdq_matmulnbits_accuracy_level"))
         return found
 
     def _profile(self) -> Iterator[Kernel]:
@@ -249,7 +247,7 @@ class OnnxRuntimeDeployed:
         options.optimized_model_filepath = str(path)
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", f"{path.name}.data")
         self._open(options)
-        found = {}
+        found: dict[tuple[int, ...], tuple[int, int]] = {}
         for graph in stored.graphs(onnx.load(path, load_external_data=False).graph):
             for node in graph.node:
                 if node.op_type == "MatMulNBits":

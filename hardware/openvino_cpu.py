@@ -29,7 +29,7 @@ _DTYPES = {
     "f32": "float32", "f16": "float16", "boolean": "bool", "u8": "uint8", "i8": "int8", "i16": "int16",
     "i32": "int32", "i64": "int64",
 }  # fmt: skip
-_INT32 = np.iinfo(np.int32)
+_EXACT = 2**24
 _HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
 
@@ -171,7 +171,7 @@ class OpenVinoDeployed:
         Raises
         ------
         Unsupported
-            If an integer needs more than the plugin's 32 bits.
+            If an integer is larger than the plugin computes exactly.
         """
         ports.check_bound(self._bound, inputs)
         for name, place in self._bound.items():
@@ -249,10 +249,20 @@ def effective(compiled: Any, original: Any, path: Path) -> dict[str, JSON]:
 
 
 def check_integers(name: str, array: Any) -> None:
-    """Refuse integers that the plugin, which computes in 32 bits, would change."""
-    if array.dtype == np.int64 and array.size and not (_INT32.min <= array.min() and array.max() <= _INT32.max):
+    """Refuse integers that the plugin would change: its remainders, comparisons and sums go through 32-bit floats.
+
+    Raises
+    ------
+    Unsupported
+        Naming the input.
+    """
+    if array.dtype.kind not in "iu" or not array.size:
+        return
+    low, high = int(array.min()), int(array.max())
+    if not -_EXACT <= low <= high <= _EXACT:
         raise Unsupported(
-            f"OpenVINO computes int64 in 32 bits, and the input {name!r} holds {array.max()} (smallest {array.min()})."
+            f"OpenVINO computes integers in 32-bit floats, exact up to 2**24 = {_EXACT}; the {array.dtype} input "
+            f"{name!r} holds {high if high > _EXACT else low}."
         )
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 BATCH = "batch"
 """The exported name of the first axis where it may vary."""
+_EXAMPLES = "batch size"  # in messages: a port may have an axis of its own that is called "batch"
 
 
 def matched(ports: Sequence[Port], names: Sequence[str], kind: str) -> list[str]:
@@ -86,20 +87,20 @@ def check(signature: Signature, inputs: Arrays) -> None:
     missing = [port.name for port in signature.inputs if port.name not in inputs]
     if missing:
         raise InputError(f"The model's input {missing[0]!r} is missing; given: {', '.join(inputs) or '(none)'}.")
+    sizes: dict[str, int] = {}
     for port in signature.inputs:
         array = inputs[port.name]
         if array.dtype != np.dtype(port.dtype):
             raise InputError(
                 f"The model's input {port.name!r} is {port.dtype}; got {array.dtype}. Nothing is cast on the way."
             )
-        sizes: dict[str, int] = {}
-        wanted = (signature.batch or BATCH, *port.shape)
+        wanted = (signature.batch or _EXAMPLES, *port.shape)
         fits = len(wanted) == array.ndim and all(
             size == (sizes.setdefault(axis, size) if isinstance(axis, str) else axis)
             for axis, size in zip(wanted, array.shape, strict=True)
         )
         if not fits:
-            shown = ", ".join(str(axis) for axis in wanted)
+            shown = ", ".join(str(sizes.get(axis, axis) if isinstance(axis, str) else axis) for axis in wanted)
             raise InputError(f"The model takes inputs of shape ({shown}) as {port.name!r}; got {array.shape}.")
 
 

@@ -59,6 +59,7 @@ def _drop_prefix(model: Any, prefix: str) -> None:
     for value in values:
         graph.register_initializer(value)
 
+
 def _strip(model: Any) -> None:
     """Remove what depends on the exporting process: stack traces, file names, module paths, documentation."""
     model.metadata_props.clear()

@@ -66,7 +66,7 @@ def macs(model: nn.Module, inputs: Tensors, signature: Signature) -> int:
 
     counted = 0
 
-    class Counter(TorchDispatchMode):
+    class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def __torch_dispatch__(
             self,
             func: Any,
@@ -99,14 +99,15 @@ def operator_macs(func: Any, args: Sequence[Any], result: Any) -> int:
     name = func.overloadpacket.__name__
     if name in _LEFT:
         left = args[_LEFT[name]].shape
-        return product_macs(result.shape, left) * (left[0] if name == "addbmm" else 1)
+        summed = int(left[0]) if name == "addbmm" else 1
+        return product_macs(result.shape, left) * summed
     if name in _CONVOLUTIONS:
         transposed = name != "mkldnn_convolution" and args[6]
         # A transposed convolution spreads every input over the kernel, an ordinary one gathers every output from it.
         return convolution_macs(args[0].shape if transposed else result.shape, args[1].shape)
     if name.startswith("_scaled_dot_product"):
         query, key, value = (tensor.shape for tensor in args[:3])
-        return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+        return int(math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1]))
     if name == "mkldnn_rnn_layer":
         return recurrent_macs(args[0].shape, args[1].shape, args[2].shape)
     if name == "_trilinear":
@@ -156,4 +157,4 @@ def _trilinear_macs(first: Tensor, second: Tensor, third: Tensor, *expanded: Seq
         for axis in sorted(axes):
             shape.insert(axis, 1)
         shapes.append(shape)
-    return math.prod(torch.broadcast_shapes(*shapes))
+    return math.prod(torch.broadcast_shapes(*shapes))  # type: ignore[no-untyped-call]

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,9 @@ def of(*shape: int | str, outputs: int = 1, batch: int | None = None) -> Signatu
     """A signature of one float input and some outputs; an output's own shape is not looked at."""
     names = ("output", *(f"output{place}" for place in range(1, outputs)))
     return Signature(
-        inputs=(Port(name="input", shape=shape),), outputs=tuple(Port(name=name, shape=()) for name in names), batch=batch
+        inputs=(Port(name="input", shape=shape),),
+        outputs=tuple(Port(name=name, shape=()) for name in names),
+        batch=batch,
     )
 
 
@@ -85,6 +88,7 @@ def test_bytes_depend_on_the_model_alone(tmp_path: Path) -> None:
     code = """
 import sys, torch
 from pathlib import Path
+from typing import Any
 from harness.contracts import Port, Signature
 from harness.tasks.models import create
 from hardware.export import to_onnx
@@ -139,7 +143,8 @@ class Branching(nn.Module):
 
 class Eigenvalues(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return torch.linalg.eigvals(x).real
+        real: Tensor = torch.linalg.eigvals(x).real
+        return real
 
 
 class Raising(nn.Module):
@@ -205,7 +210,10 @@ def test_inputs_and_outputs_keep_names_order_and_types_and_named_axes_vary(tmp_p
     # A single example of a single token does not make these sizes constants.
     proto = onnx.load(export.to_onnx(model, TOKENS, tokens(1, 1), tmp_path / "m.onnx"))
     described = {
-        value.name: (value.type.tensor_type.elem_type, [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim])
+        value.name: (
+            value.type.tensor_type.elem_type,
+            [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim],
+        )
         for value in (*proto.graph.input, *proto.graph.output)
     }
     kinds = onnx.TensorProto
@@ -216,7 +224,8 @@ def test_inputs_and_outputs_keep_names_order_and_types_and_named_axes_vary(tmp_p
         "hidden": (kinds.FLOAT, ["batch", "a_token", 8]),
     }
     inputs = tokens(3, 7)
-    got = ReferenceEvaluator(proto).run(["hidden"], {name: value.numpy() for name, value in inputs.items()})
+    feeds = {name: value.numpy() for name, value in inputs.items()}
+    got: Any = ReferenceEvaluator(proto).run(["hidden"], feeds)
     with torch.no_grad():
         assert got[0] == pytest.approx(model(**inputs)["hidden"].numpy(), abs=1e-5)
 

@@ -8,8 +8,9 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from hardware import TABLE
-from hardware.kernels import Kernel, convolution_macs, product_macs, summary
+from hardware.kernels import Kernel, attention_macs, matrix_macs, summary
 from hardware.packages import missing
+from harness.measure.counts import convolution_macs, product_macs
 
 
 def test_the_precision_is_that_of_most_of_the_work_not_of_most_of_the_kernels() -> None:
@@ -28,7 +29,21 @@ def test_a_quantized_model_that_runs_in_float_is_told_so() -> None:
     assert found["precision_reason"] == (
         "the model is quantized, but only 10% of the multiply-accumulates ran in int8; the others: 1 x Conv:f32"
     )
-    assert summary([Kernel(kind="Relu", precision="f32")], wanted="f32", because="")["precision"] == "none"
+    nothing = summary([Kernel(kind="Relu", precision="f32")], wanted="f32", because="")
+    assert nothing["precision"] == "none"
+    assert nothing["precision_reason"] == "no kernel that ran is known to multiply matrices"
+
+
+def test_weights_of_few_bits_are_what_was_wanted_with_any_activations() -> None:
+    kernels = [Kernel(kind="MatMulNBits", precision="w4a8", macs=99), Kernel(kind="MatMul", precision="f32", macs=1)]
+    found = summary(kernels, wanted="w4", because="the weights are stored in 4 bits")
+    assert found["precision"] == "w4a8"
+    assert "precision_reason" not in found
+    found = summary(kernels[1:], wanted="w4", because="the weights are stored in 4 bits")
+    assert found["precision_reason"] == (
+        "the weights are stored in 4 bits, but only 0% of the multiply-accumulates ran in w4; "
+        "the others: 1 x MatMul:f32"
+    )
 
 
 @pytest.mark.parametrize(("groups", "out"), [(1, 6), (2, 6), (4, 8)])
@@ -42,6 +57,28 @@ def test_multiply_accumulates_are_half_of_torch_s_flops(groups: int, out: int) -
     with FlopCounterMode(display=False) as counter:
         product = x @ torch.randn(9, 5)
     assert product_macs(product.shape, x.shape) == counter.get_total_flops() // 2
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "output"),
+    [((3, 5), (5, 2), (3, 2)), ((5, 3), (5, 2), (3, 2)), ((7, 3, 5), (5, 2), (7, 3, 2)), ((3, 5), (5,), (3,)),
+     ((5,), (7, 5, 2), (7, 2))],
+)  # fmt: skip
+def test_products_of_stored_transposed_matrices(
+    left: tuple[int, ...], right: tuple[int, ...], output: tuple[int, ...]
+) -> None:
+    rows = 1
+    for size in output:
+        rows *= size
+    assert matrix_macs(output, left, right) == rows * 5
+    assert matrix_macs(output, [], right) == 0
+
+
+def test_attention_is_two_products() -> None:
+    q, k = torch.randn(2, 3, 5, 4), torch.randn(2, 3, 9, 4)
+    with FlopCounterMode(display=False) as counter:
+        torch.softmax(q @ k.transpose(-1, -2), dim=-1) @ k  # torch's counter leaves its own fused kernel out
+    assert attention_macs(q.shape, 9) == counter.get_total_flops() // 2
 
 
 def test_what_is_missing_is_named_with_the_install_line() -> None:

@@ -20,7 +20,7 @@ from hardware.onnxruntime_cpu import OnnxRuntime
 from hardware.openvino_cpu import OpenVino
 from hardware.torch_cpu import Torch
 from harness.contracts import Deployed, Hardware, Port, Scheme, Signature
-from harness.errors import DataError, InputError, Unsupported
+from harness.errors import DataError, InputError
 from harness.quantized import ActivationQuantizer, QuantizedConv2d, QuantizedLinear
 
 RUNTIMES: dict[str, Hardware] = {"torch": Torch(), "onnxruntime": OnnxRuntime(), "openvino": OpenVino()}
