@@ -2,34 +2,60 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import SpecError
-from results import metrics
-from results.metrics import Metric
+from harness import registry
+from harness.errors import SpecError, UnknownName
+from results.cells import significant
+from results.columns import QUANTITIES, Quantity, metric_title
 
 if TYPE_CHECKING:
     from papers import Claim
 
 Row = Mapping[str, Any]
 
-ERROR = Metric("Error", "%", "lower")
+ERROR = Quantity(label="Error", unit="%", better="lower")
 """100 % less the accuracy: what most papers on small networks print."""
 
 _STAGED = frozenset({"params_nonzero", "plain_bytes", "container_bytes"})
 
 
-def metric(name: str) -> Metric:
-    """Label, unit, scale and good direction of a claim's metric.
+def metric(name: str) -> Quantity:
+    """Label, unit, scale and good direction of what a claim is about.
+
+    Parameters
+    ----------
+    name : str
+        "error", a numeric column of ``runs``, or a metric (``assay ls metrics``) that is the task's.
 
     Raises
     ------
     UnknownName
         With the nearest name.
     """
-    return ERROR if name == "error" else metrics.metric(name)
+    if name == "error":
+        return ERROR
+    if name in QUANTITIES:
+        return QUANTITIES[name]
+    if not _is_metric(name):
+        raise UnknownName("metric", name, ["error", *QUANTITIES, *registry.table("metric")])
+    return _of_metric(name)
+
+
+def _is_metric(name: str) -> bool:
+    return name not in QUANTITIES and name in registry.table("metric")
+
+
+@functools.cache
+def _of_metric(name: str) -> Quantity:
+    from harness import metrics
+
+    made = metrics.create(name)
+    percent = made.unit == "%"
+    return Quantity(label=metric_title(name), unit=made.unit, better=made.better, scale=100.0 if percent else 1.0)
 
 
 def check(claim: Claim) -> None:
@@ -54,14 +80,19 @@ def value(claim: Claim, row: Row) -> float | None:
     if claim.metric == "error":
         accuracy = row.get("accuracy")
         return None if accuracy is None else _rounded(100 * (1 - accuracy))
-    found = row.get(claim.metric) if claim.stage is None else _staged(claim, row)
+    if _is_metric(claim.metric):
+        found = row.get("score") if row.get("metric") == claim.metric else None
+    else:
+        found = row.get(claim.metric) if claim.stage is None else _staged(claim, row)
     return None if found is None else _rounded(found * metric(claim.metric).scale)
 
 
 def missing(claim: Claim, row: Row) -> str:
     """Why :func:`value` is None."""
     column = "accuracy" if claim.metric == "error" else claim.metric
-    reason = _parsed(row.get("reasons"), {}).get(column)
+    reason = _parsed(row.get("reasons"), {}).get("score" if _is_metric(column) else column)
+    if _is_metric(column) and row.get("metric") not in (None, column):
+        reason = f"the task's metric is {row['metric']}"
     where = "" if claim.stage is None else f" after stage {claim.stage}"
     return f"{column} was not measured{where}" + (f": {reason}" if reason else "")
 
@@ -73,6 +104,9 @@ def written(name: str, number: float, signed: bool = False) -> str:
         return f"{number:{sign}.2f}"
     if unit == "×":
         return f"{number:{sign}.{1 if abs(number) >= 10 else 2}f}"
+    if _is_metric(name):
+        text = significant(number, 4)
+        return f"+{text}" if signed and number > 0 else text
     if unit == "":
         return f"{number:{sign},.0f}" if abs(number) >= 10 else f"{number:{sign}.3g}"
     return f"{number:{sign},.0f}" if abs(number) >= 1000 else f"{number:{sign}.3g}"

@@ -12,8 +12,9 @@ what the view ``runs`` calls ``not_ok``, ``no_baseline``, ``not_compared`` and `
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from harness.errors import UnknownName
@@ -68,6 +69,21 @@ class Quantity:
     kind: str | None = None
     of_task: bool = False
 
+    def of(self, metric: str, unit: str, better: Literal["higher", "lower"]) -> Quantity:
+        """The quantity where the task's metric is the one named; a change is in points where that is in per cent."""
+        name, percent = metric_title(metric), unit == "%"
+        label, heading = (f"{name} change", self.heading) if self.change else (name, name)
+        return replace(
+            self,
+            label=label,
+            heading=heading,
+            unit="points" if percent and self.change else unit,
+            better=better,
+            scale=100.0 if percent else 1.0,
+            decimals=2 if percent else None,
+            of_task=False,
+        )
+
     @property
     def title(self) -> str:
         """Label and unit, for an axis."""
@@ -99,7 +115,7 @@ class Column:
     why : tuple of str
         SQL texts: why it is NULL; empty for a column that never is, or needs no reason.
     section : str
-        Of ``assay show``.
+        Of ``assay show``; empty where another column there says the same.
     field : str or None
         SQL type of the record's field of this name, where it is stored in ``records`` as it is.
     heading : str
@@ -312,7 +328,6 @@ COLUMNS: tuple[Column, ...] = (
         text="share of the test set that is right: the metric accuracy",
         unit="fraction",
         why=_ACCURACY,
-        section="Score",
         shown=Quantity(
             label="Accuracy",
             unit="%",
@@ -323,8 +338,8 @@ COLUMNS: tuple[Column, ...] = (
             interval=_WILSON,
         ),
     ),
-    _plain("accuracy_low", "Wilson 95 % interval, lower end", "fraction", "Score", why=_ACCURACY),
-    _plain("accuracy_high", "Wilson 95 % interval, upper end", "fraction", "Score", why=_ACCURACY),
+    _plain("accuracy_low", "Wilson 95 % interval, lower end", "fraction", why=_ACCURACY),
+    _plain("accuracy_high", "Wilson 95 % interval, upper end", "fraction", why=_ACCURACY),
     _plain(
         "n_examples",
         "examples of the test set",
@@ -707,7 +722,6 @@ COLUMNS: tuple[Column, ...] = (
         text="accuracy - baseline's accuracy on the same examples",
         unit="fraction",
         why=_ACCURACY_COMPARED,
-        section="Score",
         shown=Quantity(
             label="Accuracy change",
             heading="Δ",
@@ -726,7 +740,6 @@ COLUMNS: tuple[Column, ...] = (
         text="Bonett-Price 95 % interval, lower end",
         unit="fraction",
         why=_ACCURACY_COMPARED,
-        section="Score",
     ),
     Column(
         name="accuracy_delta_high",
@@ -734,7 +747,6 @@ COLUMNS: tuple[Column, ...] = (
         text="Bonett-Price 95 % interval, upper end",
         unit="fraction",
         why=_ACCURACY_COMPARED,
-        section="Score",
     ),
     Column(
         name="n_gained",
@@ -760,7 +772,6 @@ COLUMNS: tuple[Column, ...] = (
         text="exact two-sided McNemar test of accuracy: n_gained against n_lost",
         unit="probability",
         why=_ACCURACY_COMPARED,
-        section="Score",
         shown=Quantity(label="McNemar p", general=True),
     ),
     Column(
@@ -842,6 +853,29 @@ def quantity(name: str) -> Quantity:
     if name not in QUANTITIES:
         raise UnknownName("metric", name, QUANTITIES)
     return QUANTITIES[name]
+
+
+_ACRONYMS = ("f1", "mae", "psnr", "r2", "rmse", "sqnr")
+
+
+def metric_title(name: str) -> str:
+    """A metric's name as a heading: ``Accuracy@5``, ``RMSE``."""
+    word = re.match(r"[a-z0-9]*", name)
+    first = word[0] if word else ""
+    return (first.upper() if first in _ACRONYMS else first.capitalize()) + name[len(first) :]
+
+
+def quantity_of(name: str, rows: Sequence[Mapping[str, Any]]) -> Quantity:
+    """How a column is shown in these rows: that of a task's metric is called by it, where they all have one metric.
+
+    Raises
+    ------
+    UnknownName
+        With the nearest name.
+    """
+    found = quantity(name)
+    metrics = {(row["metric"], row["metric_unit"], row["metric_better"]) for row in rows if row["metric"] is not None}
+    return found.of(*metrics.pop()) if found.of_task and len(metrics) == 1 else found
 
 
 def section(title: str) -> list[str]:

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from harness.errors import InputError, StoreError, Unavailable
-from results.metrics import ENERGY, Metric, metric
-from results.tables import curve_labels, hardware_label, method_labels
+from results import output
+from results.columns import ENERGY, Quantity, quantity, quantity_of
+from results.escaping import plot_text
+from results.labels import curve_labels, hardware_labels, method_labels, task_labels
 
 SUFFIXES = (".png", ".svg", ".pdf")
 _MARKERS = "osD^vP*Xp<>h"
-_PANEL = ("task", "batch_size", "threads", "machine_id")
+_PANEL = ("task", "metric", "batch_size", "threads", "machine_id")
 _GREYS = ("#000000", "#ffffff", "#8c8c8c")
 
 
@@ -33,7 +36,7 @@ def points(
     rows : sequence of mapping
         Rows of ``runs``.
     x, y : str
-        Metrics (:data:`results.metrics.METRICS`).
+        Quantities (:data:`results.columns.QUANTITIES`); ``score`` is the task's metric.
     curves : bool
         Give the strengths of one technique (sparsity, ratio, bits, ...) one label, and a line.
 
@@ -41,37 +44,41 @@ def points(
     -------
     list of dict
         ``run_id``, ``task``, ``method``, ``label``, ``hardware``, ``batch_size``, ``threads``, ``x``, ``y``, their
-        intervals (``x_low`` ... or None), all in the metric's shown unit, and ``pareto``: whether no other point of
-        the same task, batch size, threads and machine is as good in both and better in one.
+        intervals (``x_low`` ... or None), all in the shown unit, ``metric``, ``metric_unit``, ``metric_better``, and
+        ``pareto``: whether no other point of the same task, metric, batch size, threads and machine is as good in both
+        and better in one.
     list of str
         Which rows are left out, and why.
 
     Raises
     ------
     UnknownName
-        For a name that is no metric.
+        For a name that is no numeric column.
     InputError
         If measured and modelled energy would share an axis, or no row has both values.
     """
-    metrics = {"x": metric(x), "y": metric(y)}
+    names = {"x": x, "y": y}
+    for name in names.values():
+        quantity(name)
     found: list[dict[str, Any]] = []
     missing: dict[str, int] = {}
     labels = curve_labels(rows) if curves else method_labels(rows)
-    for row, label in zip(rows, labels, strict=True):
+    for row, label, task, target in zip(rows, labels, task_labels(rows), hardware_labels(rows), strict=True):
         absent = [name for name in (x, y) if row[name] is None]
         if absent:
             why = json.loads(row["reasons"] or "{}").get(absent[0], "no reason was recorded")
             text = f"{absent[0]}: {why}"
             missing[text] = missing.get(text, 0) + 1
             continue
-        point = {name: row[name] for name in ("run_id", *_PANEL, "method", "hardware", "energy_method")}
+        kept = ("run_id", *_PANEL, "metric_unit", "metric_better", "method", "hardware", "energy_method")
+        point = {name: row[name] for name in kept} | {"task": task}
         point["curve"] = curves
         if "seeds" in row:
             point["seeds"] = row["seeds"]
         config = json.loads(row["hardware_config"] or "{}")
-        point |= {"label": label, "target": hardware_label(row, rows), "hardware_config": config}
-        for axis, name in (("x", x), ("y", y)):
-            point |= _scaled(axis, name, metrics[axis], row)
+        point |= {"label": label, "target": target, "hardware_config": config}
+        for axis, name in names.items():
+            point |= _scaled(axis, name, quantity_of(name, [row]), row)
         found.append(point)
     if not found:
         detail = "; ".join(missing) or "no rows"
@@ -84,6 +91,7 @@ def points(
                 "--where energy_method=measured*."
             )
     for group in _panels(found):
+        metrics = {axis: quantity_of(name, group) for axis, name in names.items()}
         for p in group:
             p["pareto"] = not any(_dominates(q, p, metrics) for q in group)
     notes = [f"{count} rows left out ({text})" for text, count in missing.items()]
@@ -100,7 +108,7 @@ def _panels(found: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     return [groups[key] for key in sorted(groups)]
 
 
-def _scaled(axis: str, name: str, found: Metric, row: Mapping[str, Any]) -> dict[str, float | None]:
+def _scaled(axis: str, name: str, found: Quantity, row: Mapping[str, Any]) -> dict[str, float | None]:
     def shown(column: str | None) -> float | None:
         return None if column is None or row[column] is None else row[column] * found.scale
 
@@ -111,7 +119,7 @@ def _scaled(axis: str, name: str, found: Metric, row: Mapping[str, Any]) -> dict
     return {axis: row[name] * found.scale, f"{axis}_low": interval[0], f"{axis}_high": interval[1]}
 
 
-def _dominates(a: Mapping[str, Any], b: Mapping[str, Any], metrics: Mapping[str, Metric]) -> bool:
+def _dominates(a: Mapping[str, Any], b: Mapping[str, Any], metrics: Mapping[str, Quantity]) -> bool:
     """Whether ``a`` is as good as ``b`` on both axes and better on one."""
     signs = {axis: 1 if found.better == "higher" else -1 for axis, found in metrics.items()}
     gaps = [signs[axis] * (a[axis] - b[axis]) for axis in ("x", "y")]
@@ -126,7 +134,7 @@ def draw(found: Sequence[Mapping[str, Any]], x: str, y: str, out: Path, notes: S
     found : sequence of mapping
         From :func:`points`.
     x, y : str
-        Their metrics.
+        Their quantities.
     out : Path
         The file; its suffix is the format.
     notes : sequence of str
@@ -155,10 +163,18 @@ def draw(found: Sequence[Mapping[str, Any]], x: str, y: str, out: Path, notes: S
         "svg.hashsalt": "assay",
         "svg.fonttype": "none",
         "pdf.fonttype": 42,
+        "text.parse_math": False,  # a dollar sign in a name is a dollar sign
         "axes.spines.top": False,
         "axes.spines.right": False,
     }
-    with mpl.rc_context(style):
+    output.require_writable(out)
+    found = [
+        {**p, **{name: plot_text(str(p[name])) for name in ("task", "label", "target", "machine_id")}} for p in found
+    ]
+    notes = list(map(plot_text, notes))
+    with mpl.rc_context(style), warnings.catch_warnings():
+        # A letter that the font lacks is drawn as a box, and is no reason to interrupt anybody.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         panels = _panels([dict(p) for p in found])
         columns = min(3, len(panels))
         rows = math.ceil(len(panels) / columns)
@@ -168,27 +184,28 @@ def draw(found: Sequence[Mapping[str, Any]], x: str, y: str, out: Path, notes: S
         height = max(height, 0.19 * lines + 1.4)
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
-        _draw_panels(figure, panels, figure.subplots(rows, columns, squeeze=False), (metric(x), metric(y)), notes)
+        _draw_panels(figure, panels, figure.subplots(rows, columns, squeeze=False), (x, y), notes)
         suffix = out.suffix.lower()
         metadata = {".png": {"Software": "assay"}, ".svg": {"Date": None, "Creator": "assay"}}.get(
             suffix, {"CreationDate": None, "ModDate": None, "Creator": "assay", "Producer": "assay"}
         )
         try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(out, format=suffix[1:], dpi=200, metadata=metadata)
+            with output.replacing(out) as stream:
+                figure.savefig(stream, format=suffix[1:], dpi=200, metadata=metadata)
         except OSError as error:
             raise StoreError(f"{out}: cannot be written: {error.strerror or error}.") from error
 
 
 def _draw_panels(
-    figure: Any, panels: list[list[dict[str, Any]]], grid: Any, metrics: tuple[Metric, Metric], notes: Sequence[str]
+    figure: Any, panels: list[list[dict[str, Any]]], grid: Any, names: tuple[str, str], notes: Sequence[str]
 ) -> None:
     found = [p for panel in panels for p in panel]
     methods = sorted({p["label"] for p in found}, key=lambda label: (label != "baseline", label))
     targets = sorted({p["target"] for p in found})
     places = list(grid.flat)
     for axes, panel in zip(places, panels, strict=False):
-        _draw_axes(axes, panel, metrics, methods, targets)
+        x, y = names
+        _draw_axes(axes, panel, (quantity_of(x, panel), quantity_of(y, panel)), methods, targets)
         axes.set_title(_panel_title(panel, found), loc="left", fontsize=9)
     for axes in places[len(panels) :]:
         axes.set_axis_off()
@@ -196,7 +213,8 @@ def _draw_panels(
     if any("seeds" in p for p in found):
         bars = ["95 % t-interval of the mean over seeds"]
     else:
-        bars = [f"{m.label.lower()}: {m.interval}" for m in metrics if m.interval]
+        shown = [quantity_of(name, found) for name in names]
+        bars = [f"{m.label.lower()}: {m.interval}" for m in shown if m.interval]
     footer = "; ".join([*([f"Bars: {', '.join(bars)}"] if bars else []), *notes])
     if footer:
         text = _wrapped(footer, int(figure.get_figwidth() * 19))
@@ -204,7 +222,7 @@ def _draw_panels(
 
 
 def _draw_axes(
-    axes: Any, panel: list[dict[str, Any]], metrics: tuple[Metric, Metric], methods: list[str], targets: list[str]
+    axes: Any, panel: list[dict[str, Any]], metrics: tuple[Quantity, Quantity], methods: list[str], targets: list[str]
 ) -> None:
     mx, my = metrics
     colours = {label: f"C{index % 10}" for index, label in enumerate(methods)}
@@ -291,7 +309,7 @@ def _legend(figure: Any, methods: Sequence[str], targets: Sequence[str], curves:
     figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=8)
 
 
-def _axis_title(found: Metric, points_: Sequence[Mapping[str, Any]]) -> str:
+def _axis_title(found: Quantity, points_: Sequence[Mapping[str, Any]]) -> str:
     title = found.title
     if "nergy" in title or "arbon" in title:
         title += f", {' and '.join(sorted({p['energy_method'].replace('_', ' ') for p in points_}))}"

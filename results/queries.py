@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime, timedelta
@@ -176,7 +177,9 @@ def of_runs(db: Path, run_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def full(db: Path, run: str) -> dict[str, Any]:
-    """Everything about one run: its row of ``runs`` with JSON parsed, the rest of its record, and its energy readings.
+    """Everything about one run: its row of ``runs`` with JSON parsed, the rest of its record, and its parts.
+
+    The parts are lists of rows: ``scores``, ``phases``, ``layers`` and ``energy_readings``.
 
     Parameters
     ----------
@@ -201,28 +204,32 @@ def full(db: Path, run: str) -> dict[str, Any]:
             raise InputError(
                 f"{run!r} is the beginning of {len(matching)} runs: {', '.join(matching[:5])} ... Write more of it."
             )
-        (row,) = rows(connection, "SELECT * FROM runs WHERE run_id = ?", matching)
-        (record,) = rows(connection, "SELECT * EXCLUDE (correct) FROM records WHERE run_id = ?", matching)
-        (artifact,) = rows(connection, "SELECT * FROM artifacts WHERE run_id = ?", matching) or [{}]
-        readings = rows(
-            connection, "SELECT * EXCLUDE (run_id) FROM energy_readings WHERE run_id = ? ORDER BY i", matching
-        )
-    merged = {**record, "artifact_format": artifact.get("format"), "artifact_files": artifact.get("files"), **row}
-    for reading in readings:
-        reading["inputs"] = json.loads(reading["inputs"])
-    return {key: _parsed(key, value) for key, value in merged.items()} | {"energy_readings": readings}
+        (row,) = _of_run(connection, "runs", matching[0])
+        (record,) = _of_run(connection, "records", matching[0])
+        (artifact,) = _of_run(connection, "artifacts", matching[0]) or [{}]
+        parts = {name: _of_run(connection, name, matching[0]) for name in ("scores", "phases", "layers")}
+        parts["energy_readings"] = _of_run(connection, "energy_readings", matching[0])
+    for part in itertools.chain.from_iterable(parts.values()):
+        del part["run_id"]
+    return {
+        **record,
+        "artifact_format": artifact.get("format"),
+        "artifact_files": artifact.get("files"),
+        **row,
+        **parts,
+    }
 
 
-_JSON_COLUMNS = frozenset(
-    (
-        *("artifact_files", "chain", "conditions", "config", "effective", "fidelity", "hardware_config", "machine"),
-        *("packages", "reasons", "settings", "stages", "task_config", "warnings"),
-    )
-)
-
-
-def _parsed(key: str, value: Any) -> Any:
-    return json.loads(value) if key in _JSON_COLUMNS and isinstance(value, str) else value
+def _of_run(connection: Any, name: str, run_id: str) -> list[dict[str, Any]]:
+    """A run's rows of a table or view, JSON columns parsed."""
+    described = schema.documented()[name].columns
+    order = "ORDER BY i" if "i" in described else ""
+    found = rows(connection, f"SELECT * FROM {name} WHERE run_id = ? {order}", [run_id])  # noqa: S608  (ours)
+    for row in found:
+        for column, text in described.items():
+            if "(JSON" in text and isinstance(row[column], str):
+                row[column] = json.loads(row[column])
+    return found
 
 
 def query(db: Path, sql: str) -> list[dict[str, Any]]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import math
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from results.metrics import METRICS
+from harness import stats
+from results.columns import QUANTITIES
 
 Row = Mapping[str, Any]
 
 _GROUP = ("task", "task_config", "chain", "hardware", "hardware_config", "batch_size", "threads", "machine_id")
+P_VALUES = frozenset(shown.change for shown in QUANTITIES.values() if shown.change)
+"""Columns that have no mean."""
 _SAME = ("dataset_hash", "method_hash", "settings")
 
 
@@ -47,35 +50,24 @@ def _mean(rows: Sequence[Row]) -> dict[str, Any]:
         "intervals": {},
     }
     mean["warnings"] = _warnings(rows)
-    for name, metric in METRICS.items():
+    metrics = {row["metric"] for row in rows}
+    for name, shown in QUANTITIES.items():
         values = [row[name] for row in rows]
-        for end in (metric.low, metric.high):
-            if end is not None and end not in METRICS:
+        for end in (shown.low, shown.high):
+            if end is not None and end not in QUANTITIES:
                 mean[end] = None
         if len(rows) == 1:
             continue
-        if any(value is None for value in values) or name == "mcnemar_p":
+        if any(value is None for value in values) or name in P_VALUES or (shown.of_task and len(metrics) > 1):
             mean[name] = None
             continue
-        mean[name], half = mean_and_half_width(values)
-        mean["intervals"][name] = (mean[name] - half, mean[name] + half)
+        found = stats.mean_interval(values)
+        mean[name], mean["intervals"][name] = found.value, (found.low, found.high)
     return mean
-
-
-def mean_and_half_width(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half the width of its 95 % t-interval (Student 1908): t(0.975, n - 1) s / sqrt(n); n >= 2."""
-    from scipy import stats
-
-    n = len(values)
-    mean = math.fsum(values) / n
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
-    return mean, float(stats.t.ppf(0.975, n - 1)) * deviation / math.sqrt(n)
 
 
 def _warnings(rows: Sequence[Row]) -> str:
     """Of all the runs; a mean over different code or settings is said to be one."""
-    import json
-
     found = dict.fromkeys(text for row in rows for text in json.loads(row["warnings"] or "[]"))
     for name in _SAME:
         if len({row[name] for row in rows}) > 1:

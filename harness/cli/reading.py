@@ -172,11 +172,11 @@ def table(
     """Print results as a table: Markdown, LaTeX (booktabs) or CSV. A missing value is a dash with its reason below."""
     from results import escaping, tables
 
-    names = tables.columns(columns)
+    tables.columns(columns)  # an unknown column is refused before the database is read
     rows, older = _rows(database(db), where, everything, over_seeds)
-    rows = tables.ordered(rows, sort)
+    rows, names = tables.ordered(rows, sort), tables.columns(columns, rows)
     if as_json:
-        text = json.dumps([{name: row[name] for name in names} for row in rows], indent=2, ensure_ascii=False)
+        text = json.dumps(tables.json_rows(rows, names), indent=2, ensure_ascii=False)
         _write(escaping.json_text(text) + "\n", out)
         return
     if not rows:
@@ -214,15 +214,15 @@ def plot(
     db: Path | None,
     as_json: bool,
 ) -> None:
-    """Plot metric Y over metric X (columns of the view runs), with the Pareto front of each task.
+    """Plot column Y over column X of the view runs, with the Pareto front of each task; "score" is the task's metric.
 
     With --json the points are printed instead, and drawn only where --out is given.
     """
     from results import escaping, plots
-    from results.metrics import metric
+    from results.columns import quantity
 
-    metric(x)
-    metric(y)
+    quantity(x)
+    quantity(y)
     rows, _ = _rows(database(db), where, False, over_seeds)
     found, notes = plots.points(rows, x, y, curves)
     if as_json:
@@ -266,49 +266,6 @@ def _write(text: str, out: Path | None) -> None:
 # --------------------------------------------------------------------------------------------------------------------
 # assay show, ls runs
 
-_SECTIONS: dict[str, tuple[str, ...]] = {
-    "Run": ("run_id", "created_at", "status", "reason", "task", "method", "hardware", "precision"),
-    "Asked for": ("task_config", "chain", "hardware_config", "seed", "batch_size", "threads", "settings"),
-    "Size": (
-        *("size_bytes", "zstd_bytes", "compression_ratio", "zstd_compression_ratio", "params_original", "params_total"),
-        *("plain_bytes", "container_bytes", "container_compression_ratio", "shannon_bytes", "weights_zstd_bytes"),
-        *("xz_bytes", "gzip_bytes", "macs_ratio"),
-        *("params_nonzero", "pruning_rate", "macs", "artifact_format", "artifact_files", "artifact_sha256"),
-    ),
-    "Latency": (
-        *(
-            "latency_p50_ms",
-            "latency_p90_ms",
-            "latency_p99_ms",
-            "n_latency",
-            "warmup_queries",
-            "speedup",
-            "throughput_per_s",
-        ),
-        *("load_ms", "first_ms", "peak_rss_bytes"),
-    ),
-    "Energy": ("energy_j", "energy_net_j", "energy_method", "energy_ratio", "carbon_g", "energy_readings"),
-    "Accuracy": (
-        *(
-            "accuracy",
-            "accuracy_low",
-            "accuracy_high",
-            "n_examples",
-            "n_correct",
-            "accuracy_delta",
-            "accuracy_delta_low",
-        ),
-        *("accuracy_delta_high", "n_gained", "n_lost", "mcnemar_p", "baseline_run_id"),
-    ),
-    "Fidelity": ("fidelity_max_abs", "fidelity_top1", "fidelity_mean_kl", "fidelity"),
-    "What ran": ("effective", "stages", "conditions", "machine", "packages"),
-    "Provenance": (
-        *("spec_name", "spec_hash", "cell_hash", "task_hash", "method_hash", "hardware_hash", "dataset_hash"),
-        *("git_commit", "git_dirty", "record_sha256"),
-    ),
-}
-
-
 @click.command()
 @click.argument("run")
 @db_option
@@ -330,12 +287,14 @@ def _show_sections(row: Mapping[str, Any]) -> None:
     from rich.text import Text
 
     from results.escaping import terminal
+    from results import columns
     from results.schema import documented
 
     console = Console(highlight=False)
     units = {**documented()["records"].columns, **documented()["runs"].columns}
     reasons = row["reasons"]
-    for title, names in _SECTIONS.items():
+    sections = {title: columns.section(title) for title in columns.SECTIONS}
+    for title, names in sections.items():
         console.print(Text(title, style="bold"))
         grid = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
         grid.add_column(no_wrap=True, min_width=22)
@@ -349,7 +308,7 @@ def _show_sections(row: Mapping[str, Any]) -> None:
             else:
                 grid.add_row(f"  {name}", Text(_shown(value) + _unit(units.get(name, ""))))
         console.print(grid)
-    shown = {name for names in _SECTIONS.values() for name in names}
+    shown = {*columns.BY_NAME, *(name for names in sections.values() for name in names)}
     if others := {name: text for name, text in reasons.items() if name not in shown}:
         console.print(Text("Why other things are missing", style="bold"))
         for name, text in others.items():

@@ -312,3 +312,31 @@ def test_a_task_is_selected_by_the_given_parameters() -> None:
         assert verdicts.matches({"task_config": {"epochs": 2}}, row(task_config=given))
         assert not verdicts.matches({"task_config": {"epochs": 3}}, row(task_config=given))
         assert not verdicts.matches({"task_config": {"seed": 2}}, row(task_config=given))
+
+
+# ---- claims about any metric ----
+
+
+def test_a_claim_may_be_about_the_tasks_own_metric() -> None:
+    about = claim(metric="perplexity", claimed=29.41, tolerance=0.05)
+    figures.check(about)
+    (found,) = verdicts.judge([about], [row(None, metric="perplexity", score=29.43)])
+    assert (found.verdict, found.measured, found.unit) == ("reproduced", 29.43, "")
+    assert figures.written("perplexity", 29.431) == "29.43"
+    other = row(None, metric="mae", score=1.0, reasons="{}")
+    (found,) = verdicts.judge([about], [other])
+    assert found.verdict == "not run (perplexity was not measured: the task's metric is mae)"
+
+
+def test_a_relation_counts_in_the_metrics_good_direction() -> None:
+    better, than = {"chain": [{"name": "a"}]}, {"chain": [{"name": "b"}]}
+    about = Claim(id="r", kind="relation", metric="perplexity", better=better, than=than)
+    rows = [
+        {**row(None, metric="perplexity", score=score), "seed": 0, "chain": [{"name": name}]}
+        for name, score in (("a", 20.0), ("b", 25.0))
+    ]
+    (found,) = verdicts.judge([about], rows)
+    assert (found.measured, found.verdict) == (5.0, "holds (one seed)")
+    assert figures.metric("accuracy@5").unit == "%"
+    with pytest.raises(UnknownName, match="Did you mean 'perplexity'"):
+        figures.metric("perplexty")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from harness.errors import InputError, Unavailable, UnknownName
 from results import plots, queries, records, schema
-from results.metrics import METRICS
+from results.columns import QUANTITIES
 from results.store import Store
 from tests.unit.factories import predictions, reading, record
 
@@ -56,7 +56,7 @@ def test_points_carry_units_intervals_and_the_front(rows: list[dict[str, Any]]) 
 def test_the_front_is_what_nothing_dominates(rows: list[dict[str, Any]], values: list[tuple[int, int]], y: str) -> None:
     made = [{**rows[0], "run_id": str(i), "latency_p50_ms": a, y: b} for i, (a, b) in enumerate(values)]
     found, _ = plots.points(made, "latency_p50_ms", y)
-    better = 1 if METRICS[y].better == "higher" else -1
+    better = 1 if QUANTITIES[y].better == "higher" else -1
     for p, (a, b) in zip(found, values, strict=True):
         dominated = any(c <= a and better * d >= better * b and (c, d) != (a, b) for c, d in values)
         assert p["pareto"] is not dominated
@@ -87,8 +87,8 @@ def test_unknown_metrics_and_suffixes_are_refused(rows: list[dict[str, Any]], tm
 
 def test_every_metric_is_a_numeric_column_and_draws() -> None:
     columns = schema.documented()["runs"].columns
-    assert set(METRICS) <= set(columns)
-    for metric in METRICS.values():
+    assert set(QUANTITIES) <= set(columns)
+    for metric in QUANTITIES.values():
         assert {metric.low, metric.high} - {None} <= set(columns)
         assert bool(metric.interval) == (metric.low is not None)
 

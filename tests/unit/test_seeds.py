@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from results import plots, queries, records, seeds, tables
+from results import labels, plots, queries, records, seeds, tables
 from results.store import Store
 from tests.unit.factories import predictions, record
 
@@ -38,6 +38,8 @@ def test_the_mean_has_scipys_t_interval(rows: list[dict[str, Any]]) -> None:
     assert pruned["intervals"]["accuracy_delta"] == pytest.approx(np.array(expected) - 1)
     assert pruned["params_nonzero"] == pytest.approx(101)
     assert pruned["mcnemar_p"] is None
+    assert (pruned["score"], pruned["intervals"]["score"]) == (pruned["accuracy"], pruned["intervals"]["accuracy"])
+    assert (pruned["score_p"], pruned["score_low"]) == (None, None)
     assert pruned["accuracy_low"] is None, "no interval of a single run is left"
     assert baseline["intervals"]["accuracy"] == (1.0, 1.0)
 
@@ -73,7 +75,7 @@ def test_table_and_plot_show_the_interval(rows: list[dict[str, Any]]) -> None:
 def test_strengths_of_one_technique_are_one_curve(rows: list[dict[str, Any]], tmp_path: Path) -> None:
     weaker = [{**row, "chain": row["chain"].replace("0.9", "0.5")} for row in rows]
     merged = seeds.over_seeds([*rows, *weaker])
-    assert sorted(set(tables.curve_labels(merged))) == ["baseline", "magnitude"]
+    assert sorted(set(labels.curve_labels(merged))) == ["baseline", "magnitude"]
     found, notes = plots.points(merged, "params_nonzero", "accuracy", curves=True)
     plots.draw(found, "params_nonzero", "accuracy", tmp_path / "a.svg", notes)
     assert "95 % t-interval of the mean over seeds" in (tmp_path / "a.svg").read_text(encoding="utf-8")

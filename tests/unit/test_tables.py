@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ import pytest
 from rich.console import Console
 
 from harness.errors import UnknownName
+from results import cells as cells_module
 from results import queries, records, tables
 from results.store import Store
-from tests.unit.factories import predictions, record, unmeasured
+from tests.unit.factories import predictions, record, score, unmeasured
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +154,7 @@ def test_older_results_of_the_same_cell_are_left_out(rows: list[dict[str, Any]])
     [(0.0, "0"), (0.012345, "0.0123"), (4.5678, "4.57"), (12345.6, "12346"), (999.6, "1000"), (1e-7, "0.000000100")],
 )
 def test_three_significant_digits(value: float, text: str) -> None:
-    assert tables.significant(value) == text
+    assert cells_module.significant(value) == text
 
 
 def test_the_terminal_table_has_the_same_cells(rows: list[dict[str, Any]], tmp_path: Path) -> None:
@@ -161,3 +163,97 @@ def test_the_terminal_table_has_the_same_cells(rows: list[dict[str, Any]], tmp_p
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert "4.00×" in shown
     assert "[1] switched off" in shown
+
+
+# ---- metrics that are no accuracy, and what differs between rows ----
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """A classification, a regression, and a language model that is timed by phase; two of each."""
+    store = Store(tmp_path_factory.mktemp("mixed") / "assay.duckdb")
+    workload = {"phases": [["prefill", 1], ["decode", 3]], "sizes": {"tokens": 16}, "unit": "token"}
+    latency = {"prefill": [5_000_000] * 70, "decode": [1_000_000] * 210}
+    values = [1 + i / 100 for i in range(50)]
+    for chain in ([{"name": "baseline"}], [{"name": "magnitude", "sparsity": 0.5}]):
+        worse = [value + 0.25 * (len(chain[0]) - 1) for value in values]
+        regression: dict[str, Any] = {"task": "regression", "chain": chain, "scores": [score("mae", worse)]}
+        nll = {"nll": worse, "tokens": [1] * len(worse)}
+        perplexity = score("perplexity", worse, parts=nll, value=math.exp(sum(worse) / len(worse)))
+        model: dict[str, Any] = {"task": "language", "chain": chain, "scores": [perplexity]}
+        for item in (record(chain=chain), record(**regression), record(**model, workload=workload, latency=latency)):
+            records.write(store.folder, records.checked("record", item))
+    store.sync()
+    return tables.ordered(queries.select(store.path, "latest"), None)
+
+
+def test_the_tasks_metric_is_the_heading(mixed: list[dict[str, Any]]) -> None:
+    rows = [row for row in mixed if row["task"] == "regression"]
+    header, baseline, pruned = cells(tables.render(tables.build(rows, tables.columns(None, rows)), "md"))
+    found = dict(zip(header, pruned, strict=True))
+    assert "MAE [95 %]" in header
+    assert "Metric" not in header
+    assert re.fullmatch(r"1\.50 \[1\.\d\d, 1\.\d\d\]", found["MAE [95 %]"])
+    assert found["Δ"] == "+0.250 (p < 0.001)"
+    assert dict(zip(header, baseline, strict=True))["Δ"] == "0"
+
+
+def test_rows_of_several_metrics_name_them(mixed: list[dict[str, Any]]) -> None:
+    header, *body = cells(tables.render(tables.build(mixed, tables.columns(None, mixed)), "md"))
+    found = [dict(zip(header, row, strict=True)) for row in body]
+    assert [row["Metric"] for row in found] == ["accuracy"] * 2 + ["perplexity"] * 2 + ["mae"] * 2
+    assert found[0]["Score [95 %]"] == "90.00 % [82.56, 94.48]"
+    assert found[4]["Score [95 %]"].startswith("1.25")
+    assert found[1]["Δ"] == "0.00 points (p = 1.00)"
+    assert (found[2]["Prefill p50 ms"], found[2]["Decode p50 ms"], found[0]["p50 ms"]) == ("5.00", "1.00", "1.05")
+
+
+def test_json_gives_a_metric_with_its_name_unit_and_direction(mixed: list[dict[str, Any]]) -> None:
+    rows = tables.json_rows(mixed, ["task", "score"])
+    assert rows[-1] == {
+        "task": "regression",
+        "score": pytest.approx(1.495),
+        "metric": "mae",
+        "metric_unit": "",
+        "metric_better": "lower",
+    }
+    assert tables.json_rows(mixed, ["task"])[0] == {"task": "digits-cnn"}
+
+
+def test_rows_that_differ_in_a_tasks_parameters_show_them(rows: list[dict[str, Any]]) -> None:
+    first = ok(rows)[0]
+    given = [{"epochs": 1, "width": 8}, {"epochs": 2, "width": 8}, {"epochs": 2, "width": 8, "name": "x"}]
+    many = [{**first, "task_config": json.dumps(config)} for config in given]
+    made = tables.build([*many, {**first, "task": "other"}], ["task"])
+    assert [row[0] for row in made.body] == [
+        "digits-cnn (epochs=1)",
+        "digits-cnn (epochs=2)",
+        "digits-cnn (epochs=2, name=x)",
+        "other",
+    ]
+
+
+def test_a_name_cannot_make_a_row(rows: list[dict[str, Any]]) -> None:
+    forged = {**ok(rows)[0], "task": "a\n| forged | row |"}
+    assert len(cells(tables.render(tables.build([forged], ["task", "speedup"]), "md"))) == 2
+
+
+def test_building_is_linear(rows: list[dict[str, Any]]) -> None:
+    """Parameters are parsed once a row, however many rows there are."""
+    parsed = 0
+
+    real = json.loads
+
+    def counting(text: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal parsed
+        parsed += 1
+        return real(text, *args, **kwargs)
+
+    counts = []
+    for many in (10, 40):
+        parsed = 0
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(json, "loads", counting)
+            tables.build([ok(rows)[0]] * many, tables.DEFAULT_COLUMNS)
+        counts.append(parsed / many)
+    assert counts[0] == counts[1]
