@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
-import pickle
+import contextlib
+import io
+import pickletools
+import stat
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from harness.canonical import file_sha256
-from harness.errors import DataError
+from harness.errors import DataError, explanation
 from harness.paths import home
+from harness.text import shown
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+MAX_BYTES = 1 << 36
+"""Of a file that is hashed: a sparse file can claim a terabyte and would be read for an hour."""
+_NOT_PLAIN = "cannot be read as a checkpoint of plain tensors"
+_SPARE_BYTES = 64 << 20
+_TIMES_THE_MODEL = 8
+"""A checkpoint may hold more than the weights: two moments of Adam, an average of the weights, all in float64."""
+_MAX_OPCODES = 2_000_000
+_LEGACY_PICKLES = 5
+"""That a file of before torch 1.6 begins with: a magic number, a version, the system, the content, the storages."""
+_GLOBALS = ("collections", "torch", "torch._utils", "torch.serialization", "torch.storage", "torch.nn.parameter")
+"""Modules from which a checkpoint of plain tensors names something; torch decides which names it takes from them."""
 
 
 def stored(sha256: str) -> Path:
@@ -40,8 +57,11 @@ def verify(path: Path, sha256: str, remedy: str) -> None:
         If the file cannot be read or has another sha256, naming both and the ``remedy``.
     """
     try:
+        about = path.stat()
+        size = about.st_size
+        if not stat.S_ISREG(about.st_mode) or size > MAX_BYTES:
+            raise DataError(f"{path}: {size:,} bytes; a regular file of at most {MAX_BYTES:,} is expected. {remedy}")
         found = file_sha256(path)
-        size = path.stat().st_size
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}). {remedy}") from error
     if found != sha256:
@@ -75,16 +95,62 @@ def load_state(sha256: str, model: nn.Module) -> None:
     path = stored(sha256)
     if reason := missing(sha256):
         raise DataError(reason)
-    verify(path, sha256, "Delete it and fetch it again.")
+    own = sum(tensor.nbytes for tensor in model.state_dict().values())
     try:
+        _check_size(path, _TIMES_THE_MODEL * own + _SPARE_BYTES)
+        verify(path, sha256, "Delete it and fetch it again.")
+        _check_before_reading(path, _TIMES_THE_MODEL * own + _SPARE_BYTES)
         with warnings.catch_warnings():
             # Of an unusual pickle protocol: what the restricted reader cannot read, it refuses by itself.
             warnings.filterwarnings("ignore", message="Detected pickle protocol", category=UserWarning)
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
-        raise DataError(f"{path}: cannot be read as a checkpoint of plain tensors: {error}") from error
+    except DataError:
+        raise
+    except Exception as error:  # a forged file makes the reader raise anything, MemoryError included
+        raise DataError(f"{path}: {_NOT_PLAIN}: {explanation(error)}") from error
     state = _state_dict(content, path)
     model.load_state_dict(_fitted(state, model.state_dict(), path))
+
+
+def _check_size(path: Path, most: int) -> None:
+    if path.stat().st_size > most:
+        raise DataError(f"{path}: {path.stat().st_size:,} bytes; this model's weights allow {most:,}")
+
+
+def _check_before_reading(path: Path, most: int) -> None:
+    """Refuse what would take the reader's memory or stack: nothing has been unpacked or built yet.
+
+    Raises
+    ------
+    DataError
+        With the size that the file declares, or what its pickle asks for.
+    """
+    if not zipfile.is_zipfile(path):
+        with path.open("rb") as stream, contextlib.suppress(ValueError):  # what is no pickle, torch refuses
+            for _ in range(_LEGACY_PICKLES):
+                _check_pickle(path, stream)
+        return
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        declared = sum(entry.file_size for entry in entries)
+        if declared > most or len(entries) > 1_000_000:
+            raise DataError(
+                f"{path}: {len(entries):,} entries unpack to {declared:,} bytes; this model's weights allow {most:,}"
+            )
+        for entry in entries:
+            if entry.filename.endswith("data.pkl"):
+                _check_pickle(path, io.BytesIO(archive.read(entry)))
+
+
+def _check_pickle(path: Path, stream: BinaryIO) -> None:
+    """Refuse a pickle that names anything but tensors and containers, such as a bytearray of any size."""
+    for number, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+        if number > _MAX_OPCODES:
+            raise DataError(f"{path}: its table of contents has more than {_MAX_OPCODES:,} steps")
+        if opcode.name == "STACK_GLOBAL":
+            raise DataError(f"{path}: {_NOT_PLAIN}: torch does not write pickles of protocol 4")
+        if opcode.name == "GLOBAL" and str(argument).partition(" ")[0] not in _GLOBALS:
+            raise DataError(f"{path}: {_NOT_PLAIN}: it names {shown(argument)}")
 
 
 def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:

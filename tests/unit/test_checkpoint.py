@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import pickle
 import subprocess
+import tracemalloc
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from torch import nn
 
 from harness.errors import DataError, SpecError
 from harness.registry import create
-from harness.tasks.checkpoint import load_state, missing, stored
+from harness.tasks.checkpoint import load_state, missing, stored, verify
 
 
 @pytest.fixture(autouse=True)
@@ -124,3 +127,65 @@ def test_fashion_mnist_takes_a_checkpoint_instead_of_training(tmp_path: Path) ->
     assert torch.equal(task.model(seed=2).fc1.weight, weights.fc1.weight)
     with pytest.raises(SpecError, match="weights"):
         create("task", "fashion-mnist/lenet-300-100", {"weights": "../escape"})
+
+
+def zipped(data_pkl: bytes, **entries: bytes) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", data_pkl)
+        archive.writestr("archive/version", "3\n")
+        for name, content in entries.items():
+            archive.writestr(f"archive/{name}", content)
+    return stream.getvalue()
+
+
+def asking(module: str, name: str, *arguments: Any) -> bytes:
+    """A pickle that calls ``module.name(*arguments)``."""
+    return f"\x80\x02c{module}\n{name}\n".encode("latin-1") + pickle.dumps(arguments, 2)[2:-1] + b"R."
+
+
+def legacy(*values: Any) -> bytes:
+    head = (0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": True, "type_sizes": {}})
+    return b"".join(pickle.dumps(value, 2) for value in (*head, *values))
+
+
+HOSTILE = {
+    "torch.Size of text": zipped(asking("torch", "Size", "abc")),
+    "bytearray of a terabyte": zipped(asking("builtins", "bytearray", 1 << 40)),
+    "the same in an old file": legacy() + asking("builtins", "bytearray", 1 << 36),
+    "getattr": zipped(asking("builtins", "getattr", {}, "pop")),
+    "torch.load": zipped(asking("torch", "load", "/etc/passwd")),
+    "torch.hub": zipped(asking("torch.hub", "load", "x", "y")),
+    "a tensor of nonsense": zipped(asking("torch._utils", "_rebuild_tensor_v2", 1, 2, 3, 4, 5, 6)),
+    "a counter": zipped(asking("collections", "Counter", "x")),
+    "nested tuples": zipped(b"\x80\x02(" + b"(" * 20_000 + b"t" * 20_000 + b"t."),
+    "a zip bomb": zipped(pickle.dumps({}, 2), **{"data/0": bytes(200_000_000)}),
+    "nothing": b"",
+    "one byte": b"\x80",
+    "text": b"hello",
+    "half a zip": zipped(b".")[:60],
+    "protocol 5": zipped(pickle.dumps({"a": subprocess.getoutput}, 5)),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_crafted_file_is_a_data_error_before_it_takes_memory(name: str) -> None:
+    sha256 = put(HOSTILE[name])
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError):
+            load_state(sha256, nn.Linear(1, 1))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 50_000_000
+
+
+def test_a_file_of_a_terabyte_is_not_hashed(tmp_path: Path) -> None:
+    sha256 = "a" * 64
+    with stored(sha256).open("wb") as stream:
+        stream.truncate(1 << 40)
+    with pytest.raises(DataError, match="1,099,511,627,776 bytes"):
+        load_state(sha256, nn.Linear(1, 1))
+    with pytest.raises(DataError, match="at most"):
+        verify(stored(sha256), sha256, "Delete it.")
