@@ -6,7 +6,8 @@ Labels are checked as the metrics check them, since an index out of range ends s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import InputError
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from harness.contracts import Loss, Metric, Tensors
 
 _IGNORED = -100
-_IGNORE = 'the loss {}(ignore={{ignore}}) and metric = {{{{name = "accuracy", ignore = {{ignore}}}}}}'
+_IGNORE = 'the loss {}(ignore={{ignore}}) and metric = {{{{name = "{}", ignore = {{ignore}}}}}}'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +68,9 @@ class CrossEntropy(_Chosen):
                 "(n, classes). For one logit use BinaryCrossEntropy, for values MeanSquaredError."
             )
         shape = (len(scores), *scores.shape[2:])
-        label = _labels(target, shape, scores.shape[1], self.ignore, "CrossEntropy", _IGNORE.format("CrossEntropy"))
+        label = _labels(
+            target, shape, scores.shape[1], self.ignore, "CrossEntropy", _IGNORE.format("CrossEntropy", "accuracy")
+        )
         return _cross_entropy(scores, label, label_smoothing)
 
 
@@ -94,7 +97,7 @@ class BinaryCrossEntropy(_Chosen):
         logits, target = self.pair(outputs, targets)
         wanted = _shaped(target, logits, who)
         if not wanted.is_floating_point():
-            wanted = _labels(wanted, tuple(logits.shape), 2, self.ignore, who, _IGNORE.format(who))
+            wanted = _labels(wanted, tuple(logits.shape), 2, self.ignore, who, _IGNORE.format(who, "accuracy"))
         ignored = torch.tensor((_IGNORED, *self.ignore) if self.ignore else (), device=wanted.device)
         counts = torch.isin(wanted, ignored, invert=True)
         if not bool(counts.any()):
@@ -135,22 +138,22 @@ class TokenCrossEntropy(_Chosen):
         True: targets are the input's ids, and the scores at position t are held against the token at t + 1, as in
         transformers. False: targets are the next tokens already, or labels of the tokens themselves. As
         :class:`harness.metrics.tokens.Perplexity` has it.
-    ignore : int
-        A target that does not count, such as padding.
+    ignore : tuple of int
+        Targets that do not count, such as padding.
     output, target : str or None
         Their names; the first where None.
     """
 
     shift: bool = True
-    ignore: int = -100
+    ignore: tuple[int, ...] = (_IGNORED,)
 
     def __call__(self, outputs: Tensors, targets: Tensors, label_smoothing: float = 0.0) -> Tensor:
         """See :class:`harness.contracts.Loss`."""
         who = "TokenCrossEntropy"
         scores, target = self.pair(outputs, targets)
         check_tokens(scores, target, self.shift, who)
-        remedy = "TokenCrossEntropy(ignore=…) with one of {ignore}, or write -100 there"
-        label = _labels(target, tuple(target.shape), scores.shape[2], (self.ignore,), who, remedy)
+        remedy = _IGNORE.format(who, "perplexity")
+        label = _labels(target, tuple(target.shape), scores.shape[2], self.ignore, who, remedy)
         scores, label = shifted(scores, label, self.shift)
         return _cross_entropy(scores.flatten(0, 1), label.flatten(), label_smoothing)
 
@@ -184,7 +187,7 @@ CLASS_FIDELITY = (*VALUE_FIDELITY, "top1-agreement", "mean-kl")
 _REMEDY = "Say what they mean: give a loss and metrics beside the model."
 
 
-def infer(outputs: Tensors, targets: Tensors, ignore: tuple[int, ...] = ()) -> Inferred:
+def infer(outputs: Tensors, targets: Tensors, like: Metric | None = None) -> Inferred:
     """Loss and metrics of some examples' first output and first target.
 
     ====================================  ============================  =======================================
@@ -202,8 +205,8 @@ def infer(outputs: Tensors, targets: Tensors, ignore: tuple[int, ...] = ()) -> I
     ----------
     outputs, targets : Tensors
         Of as many examples as are at hand: 0 and 1 are told from other values by what occurs.
-    ignore : tuple of int
-        Labels that mean "no label", for loss and accuracy.
+    like : Metric or None
+        A metric that was given: the loss reads the same output and target, ignores the same labels and shifts alike.
 
     Raises
     ------
@@ -211,11 +214,14 @@ def infer(outputs: Tensors, targets: Tensors, ignore: tuple[int, ...] = ()) -> I
         If they fit none of these, or labels are not right.
     """
     who = "The loss"
-    name, target_name = next(iter(outputs), "output"), next(iter(targets), "target")
-    output, target = pick(outputs, None, "output", who), pick(targets, None, "target", who)
+    names = {kind: getattr(like, kind, None) for kind in ("output", "target")}
+    output = pick(outputs, names["output"], "output", who)
+    target = pick(targets, names["target"], "target", who)
+    name, target_name = names["output"] or next(iter(outputs)), names["target"] or next(iter(targets))
+    ignore, shift = tuple(getattr(like, "ignore", ())), bool(getattr(like, "shift", True))
     if not output.is_floating_point():
         raise InputError(f"The output {name!r} is {output.dtype}, so no loss can be inferred. {_REMEDY}")
-    found = _of_labels(output, target, ignore) or _of_values(output, target)
+    found = _of_labels(output, target, ignore, shift) or _of_values(output, target)
     if found is None:
         raise InputError(
             f"No loss can be inferred of outputs {name!r} {tuple(output.shape)} and targets {target_name!r} "
@@ -224,10 +230,11 @@ def infer(outputs: Tensors, targets: Tensors, ignore: tuple[int, ...] = ()) -> I
             f"width) for (n, classes, height, width); floats of the outputs' shape. {_REMEDY}"
         )
     loss, metrics, fidelity, why = found
+    loss = replace(loss, **names)
     loss({name: output.detach()}, {target_name: target})  # refuses labels that are not right
     others = [
-        f"{kind} {', '.join(list(values)[1:])}"
-        for kind, values in (("output", outputs), ("target", targets))
+        f"{kind} {', '.join(other for other in values if other != used)}"
+        for kind, values, used in (("output", outputs, name), ("target", targets, target_name))
         if len(values) > 1
     ]
     notes: tuple[str, ...] = (
@@ -235,13 +242,18 @@ def infer(outputs: Tensors, targets: Tensors, ignore: tuple[int, ...] = ()) -> I
     )
     if others:
         notes += (f"Not scored: {'; '.join(others)}.",)
-    return Inferred(loss=loss, metrics=_create(*metrics), fidelity=_create(*fidelity), notes=notes)
+    return Inferred(
+        loss=loss,
+        metrics=_create(names, *metrics),
+        fidelity=_create({"output": names["output"]}, *fidelity),
+        notes=notes,
+    )
 
 
-_Found = tuple["Loss", tuple[Any, ...], tuple[str, ...], str]
+_Found = tuple[Any, tuple[Any, ...], tuple[str, ...], str]
 
 
-def _of_labels(output: Tensor, target: Tensor, ignore: tuple[int, ...]) -> _Found | None:
+def _of_labels(output: Tensor, target: Tensor, ignore: tuple[int, ...], shift: bool) -> _Found | None:
     """Loss, metrics, fidelity and reason, where the targets are labels."""
     n, whole = len(output), not target.is_floating_point()
     flat = target.ndim == 1 or tuple(target.shape) == (n, 1)
@@ -256,11 +268,15 @@ def _of_labels(output: Tensor, target: Tensor, ignore: tuple[int, ...]) -> _Foun
         why = f"{output.shape[1]} classes, cross-entropy, accuracy"
         return CrossEntropy(ignore=ignore), (accuracy,), CLASS_FIDELITY, why
     if output.ndim == 3 and whole and target.shape == output.shape[:2]:
-        why = (
-            "the next token, cross-entropy, perplexity, scores at t held against the token at t + 1; where targets are "
-            "next tokens already, or labels of the tokens, give TokenCrossEntropy(shift=False)"
+        ignore = ignore or (_IGNORED,)
+        metric = {"name": "perplexity", "shift": shift, "ignore": list(ignore)}
+        why = "the next token, cross-entropy, perplexity, " + (
+            "scores at t held against the token at t + 1; where targets are next tokens already, or labels of the "
+            'tokens, give metric = {name = "perplexity", shift = false}'
+            if shift
+            else "scores at t held against the target at t"
         )
-        return TokenCrossEntropy(), ("perplexity",), CLASS_FIDELITY, why
+        return TokenCrossEntropy(ignore=ignore, shift=shift), (metric,), CLASS_FIDELITY, why
     if output.ndim == 4 and output.shape[1] > 1 and whole and target.shape == (n, *output.shape[2:]):
         metric = {"name": "mean-iou", "classes": output.shape[1], "ignore": list(ignore)}
         why = f"{output.shape[1]} classes of pixels, cross-entropy, mean IoU"
@@ -334,7 +350,9 @@ def _cross_entropy(scores: Tensor, label: Tensor, label_smoothing: float) -> Ten
     return F.cross_entropy(scores, label, ignore_index=_IGNORED, label_smoothing=label_smoothing)
 
 
-def _create(*items: Any) -> tuple[Metric, ...]:
+def _create(chosen: Mapping[str, Any], *items: Any) -> tuple[Metric, ...]:
     from harness import metrics
 
-    return tuple(metrics.create(item) for item in items)
+    return tuple(
+        metrics.create({"name": item, **chosen} if isinstance(item, str) else {**item, **chosen}) for item in items
+    )

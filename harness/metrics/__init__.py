@@ -62,6 +62,37 @@ def create(item: str | Mapping[str, Any]) -> Metric:
     return metric
 
 
+def checked(metric: Metric, where: str) -> Metric:
+    """A metric that is an object already, such as one that the user's function returned, if it can be made again.
+
+    The process that measures makes it anew of its :func:`config`.
+
+    Raises
+    ------
+    SpecError
+        If it is no metric, or its fields do not say all that it is.
+    """
+    from harness import registry
+    from harness.errors import AssayError, SpecError, explanation
+    from harness.metrics.check import check
+
+    kind = type(metric)
+    registry.check_kind("metric", f"{kind.__module__}:{kind.__qualname__}", kind)
+    check(metric, f"{where}: metric {kind.__qualname__!r}")
+    try:
+        again = create(config(metric))
+    except AssayError as error:
+        raise SpecError(
+            f"{where}: metric {kind.__qualname__!r} cannot be made again where it is measured: {explanation(error)} "
+            "Write the class into a module of its own, with fields of numbers and texts."
+        ) from error
+    if again != metric:
+        raise SpecError(
+            f"{where}: metric {metric!r} is {again!r} when it is made again: its fields must say all of it."
+        )
+    return metric
+
+
 def config(metric: Metric) -> dict[str, Any]:
     """What :func:`create` makes this metric of: its name and its parameters, as JSON values."""
     from harness import registry

@@ -45,8 +45,8 @@ class Perplexity(Sums):
     shift : bool
         True: targets are the input's ids, and the scores at position t are held against the token at t + 1, as in
         transformers; the first token of an example is not scored. False: targets are the next tokens already.
-    ignore : int
-        A target that is not scored, such as padding.
+    ignore : tuple of int
+        Targets that are not scored, such as padding.
     output, target : str or None
         See :class:`harness.metrics.base.Scored`.
     """
@@ -55,15 +55,15 @@ class Perplexity(Sums):
     better: ClassVar[Direction] = "lower"
     parts: ClassVar[tuple[str, ...]] = ("nll", "tokens")
     shift: bool = True
-    ignore: int = -100
+    ignore: tuple[int, ...] = (-100,)
 
     def score(self, outputs: Arrays, against: Arrays) -> FloatArray:
         """Negative log-likelihood in nats, and number of tokens; NaN where all are ignored."""
         scores = np.asarray(pick(outputs, self.output, "output", self.name))
         targets = np.asarray(pick(against, self.target, "target", self.name))
         check_tokens(scores, targets, self.shift, self.name)
-        remedy = f'metric = {{{{name = "{self.title}", ignore = …}}}} with one of {{ignore}}, or write -100 there'
-        tokens, counts = labels(targets, targets.shape, scores.shape[2], (self.ignore,), self.name, remedy)
+        remedy = f'metric = {{{{name = "{self.title}", ignore = {{ignore}}}}}}'
+        tokens, counts = labels(targets, targets.shape, scores.shape[2], self.ignore, self.name, remedy)
         (scores, tokens), (_, counts) = shifted(scores, tokens, self.shift), shifted(scores, counts, self.shift)
         nll = np.zeros(tokens.shape)
         rows = max(1, _BLOCK // scores.shape[2])

@@ -153,9 +153,8 @@ class Assembly:
             missing = "" if labelled else "no loader has targets"
             return _Scoring(loss=loss, metrics=metrics, scores=scores, missing=missing)
         batch = splits.cut(_cast(self._firsts[labelled[0]], self.facts.casts), 0, _INFERENCE)
-        ignore = tuple(getattr(metrics[0], "ignore", ())) if metrics and scores else ()
         try:
-            found = infer(self._outputs(batch), batch.targets, ignore)
+            found = infer(self._outputs(batch), batch.targets, metrics[0] if metrics else None)
         except InputError as error:
             if metrics:  # there is something to measure; only training needs a loss
                 return _Scoring(loss=None, metrics=metrics, scores=scores, missing=str(error))
@@ -358,7 +357,7 @@ class Assembly:
         from harness import metrics
 
         if isinstance(item, Metric) and not isinstance(item, type):
-            return item
+            return metrics.checked(item, self.where)
         if not isinstance(item, str | Mapping):
             raise InputError(
                 f"{self.where}: a metric must be a name, a table with a name, or an object with score and value; it is "

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from harness import losses
+from harness import losses, metrics
 from harness.contracts import Loss
 from harness.errors import InputError
 
@@ -99,8 +99,6 @@ def test_token_cross_entropy_is_torchs(generator: torch.Generator, shift: bool, 
 
 
 def test_token_cross_entropy_is_the_logarithm_of_perplexity(generator: torch.Generator) -> None:
-    from harness import metrics
-
     scores, ids = torch.randn(3, 6, 11, generator=generator), torch.randint(11, (3, 6), generator=generator)
     metric = metrics.create("perplexity")
     perplexity = metric.value(metric.score({"x": scores.numpy()}, {"y": ids.numpy()}))
@@ -194,6 +192,22 @@ def test_what_cannot_be_inferred_is_refused(case: str) -> None:
         losses.infer({"x": output}, {"y": target})
 
 
+def test_the_loss_reads_what_the_given_metric_reads() -> None:
+    outputs = {"a": torch.randn(4, 3), "b": torch.randn(3, 4, 20)}
+    targets = {"x": torch.tensor([0, 1, -1, 2]), "y": IDS}
+    metric = metrics.create({"name": "accuracy", "ignore": [-1], "output": "a", "target": "x"})
+    found = losses.infer(outputs, targets, like=metric)
+    assert found.loss == losses.CrossEntropy(ignore=(-1,), output="a", target="x")
+    assert found.metrics == (metric,)
+    assert found.notes[1] == "Not scored: output b; target y."
+    assert found.fidelity[0].name == "max-abs[a]"
+    metric = metrics.create({"name": "perplexity", "shift": False, "ignore": [0], "output": "b", "target": "y"})
+    found = losses.infer(outputs, targets, like=metric)
+    assert found.loss == losses.TokenCrossEntropy(shift=False, ignore=(0,), output="b", target="y")
+    assert found.metrics == (metric,)
+    assert "at t held against the target at t" in found.notes[0]
+
+
 def test_without_targets_nothing_is_inferred_and_others_are_named() -> None:
     with pytest.raises(InputError, match="there is no target"):
         losses.infer({"x": torch.zeros(2, 2)}, {})
@@ -226,7 +240,9 @@ def test_labels_that_do_not_fit_are_refused(kind: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         losses.infer({"output": output}, {"label": given})
     if kind == "unknown":
-        found = losses.infer({"output": output}, {"label": given}, ignore=(-1, 255))
+        found = losses.infer(
+            {"output": output}, {"label": given}, like=metrics.create({"name": "accuracy", "ignore": [-1, 255]})
+        )
         scores = found.metrics[0].score({"output": output.numpy()}, {"label": marked.numpy()})
         kept = (marked >= 0) & (marked < 255)
         assert found.metrics[0].value(scores) == pytest.approx(

@@ -169,7 +169,7 @@ def test_perplexity_refuses_other_shapes_and_ids() -> None:
         measured("perplexity", scores, np.zeros((2, 2), int))
     with pytest.raises(InputError, match="no next token"):
         measured("perplexity", scores[:, :1], np.zeros((2, 1), int))
-    with pytest.raises(InputError, match="write -100 there"):
+    with pytest.raises(InputError, match=r"ignore = \[-1\]"):
         measured("perplexity", scores, np.full((2, 3), -1))
     with pytest.raises(InputError, match=r"labels hold 9 .* 0 to 4"):
         measured("perplexity", scores, np.full((2, 3), 9))
@@ -432,6 +432,19 @@ def test_no_metric_needs_torch() -> None:
         "assert 'torch' not in sys.modules and 'scipy' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_object_is_checked_and_must_be_made_of_its_fields(module: Any) -> None:
+    metric = metrics.create({"name": module(MINE), "power": 3})
+    assert metrics.checked(metric, "Task") is metric
+    assert metrics.checked(metrics.create("accuracy@5"), "Task").name == "accuracy@5"
+    local = type("Local", (type(metric),), {"__module__": __name__})(2.0)
+    with pytest.raises(SpecError, match="cannot be made again where it is measured"):
+        metrics.checked(local, "Task")
+    unequal = MINE.replace("@dataclass(frozen=True)", "@dataclass(frozen=True, eq=False)")
+    hidden = metrics.create(module(unequal))
+    with pytest.raises(SpecError, match="its fields must say all of it"):
+        metrics.checked(hidden, "Task")
 
 
 @dataclass(frozen=True)
