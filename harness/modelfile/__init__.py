@@ -17,11 +17,13 @@ header, then the tensors' memory, each at a multiple of 64. Equal models give eq
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import stat
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -40,6 +42,7 @@ MAGIC = b"ASSAYNN2"
 _LENGTH = struct.Struct("<Q")
 _START = len(MAGIC) + MARK_BYTES
 _HEADER = _START + _LENGTH.size
+_PIECE = 1 << 18
 
 
 def save(model: nn.Module, path: Path) -> Path:
@@ -129,25 +132,34 @@ def _content(path: Path) -> memoryview:
             status = os.fstat(stream.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise DataError(f"Model file {path} is not a regular file.")
-            begin = stream.read(len(MAGIC))
-            if begin != MAGIC:
+            begin = stream.read(_START)
+            if begin[: len(MAGIC)] != MAGIC:
                 raise DataError(
-                    f"{path} is not a model file of this version (it does not begin with {MAGIC.decode()})."
+                    f"{path} is not a model file of this version (it does not begin with {MAGIC.decode()}); if it was "
+                    "made by an older one, delete its folder, and it is made again."
                 )
+            if status.st_size < _HEADER:
+                raise DataError(f"Model file {path} is truncated; delete it, and it is made again.")
             # torch's memory is aligned for vector instructions; the tensors lie in it.
             content = torch.empty(status.st_size, dtype=torch.uint8).numpy().data.cast("B")
-            content[: len(begin)] = begin
-            filled = len(begin)
-            while filled < len(content) and (count := stream.readinto(content[filled:])):
-                filled += count
+            content[:_START] = begin
+            key = read_key()
+            if key is None or not is_marked(
+                key, begin[len(MAGIC) :], chain([MAGIC], _pieces(stream, content[_START:]))
+            ):
+                raise DataError(
+                    f"Model file {path} was not written by this machine and user, or was changed since: its mark is "
+                    f"not that of the key {key_file()}. Models from elsewhere are never loaded; delete its folder, and "
+                    "it is made again."
+                )
     except OSError as error:
         raise DataError(f"Model file {path}: {error.strerror}.") from error
-    if filled < max(_HEADER, len(content)):
-        raise DataError(f"Model file {path} is truncated; delete it, and it is made again.")
-    key = read_key()
-    if key is None or not is_marked(key, bytes(content[len(MAGIC) : _START]), [MAGIC, content[_START:]]):
-        raise DataError(
-            f"Model file {path} was not written by this machine and user, or was changed since: its mark is not that "
-            f"of the key {key_file()}. Models from elsewhere are never loaded; delete its folder, and it is made again."
-        )
     return content
+
+
+def _pieces(stream: io.RawIOBase, content: memoryview) -> Iterator[memoryview]:
+    """Fill ``content`` from a file, and yield it piece by piece, each while it still is in the processor's cache."""
+    filled = 0
+    while filled < len(content) and (count := stream.readinto(content[filled : filled + _PIECE])):
+        yield content[filled : filled + count]
+        filled += count

@@ -84,7 +84,7 @@ class Trust:
         parts = module.split(".")
         words = [*parts, *qualified.split(".")]
         if not all(re.fullmatch(r"\w+", word) for word in words) or any(word.startswith("__") for word in words):
-            return "which is not the name of a class or function that can be found again"
+            return "which cannot be found again by its name"
         package = parts[0]
         if package in _LAYERS:
             if _ACTING.intersection(parts) or not re.fullmatch(_LAYERS[package], module):

@@ -305,12 +305,12 @@ class Writer:
 
     def _find(self, value: Any, name: str, where: str) -> None:
         kind = "class" if isinstance(value, type) else "function"
+        if reason := self._trust.why_not(name):
+            raise _refusal(where, f"needs the {kind} {name}, {reason}")
         try:
             found = self._trust.resolve(name)
         except DataError as error:
-            raise _refusal(
-                where, f"needs the {kind} {name}, which cannot be found again by its name ({error})"
-            ) from error
+            raise _refusal(where, f"needs the {kind} {name}, which cannot be found again by its name") from error
         if found is not value:
             raise _refusal(where, f"needs the {kind} {name}, which cannot be found again by its name: another has it")
 
