@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.command import assay, rows, spec
+from tests.e2e.command import assay, environment, rows, spec
 
 
 @pytest.mark.parametrize(
@@ -54,6 +55,70 @@ def test_a_command_that_cannot_be_run(home: Path, arguments: list[str]) -> None:
     _, err = assay(home, *arguments, code=2)
     assert err.strip()
     assert not (home / "assay.duckdb").exists()
+
+
+HOSTILE = {
+    "runs a program": 'method = {name = "subprocess:getoutput", cmd = "touch PWNED"}',
+    "runs a program as hardware": 'hardware = {name = "subprocess:getoutput", cmd = "touch PWNED"}',
+    "exits at once": 'method = {name = "os:_exit", status = 0}',
+    "exits": 'method = {name = "sys:exit"}',
+    "asks": 'method = "builtins:input"',
+    "debugs": 'method = "builtins:breakpoint"',
+    "is a grid without end": f"seed = {list(range(1000))}\nthreads = {list(range(1, 1001))}",
+    "is nested": f"name = {'[' * 5000}",
+    "has a key without end": f"[{'.'.join('a' * 100_000)}]",
+    "has an integer without end": f"seed = {'9' * 5000}",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_spec_that_attacks_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
+    path, home = tmp_path / "hostile.toml", tmp_path / "home"
+    path.write_text(f'task = "digits-cnn"\n{HOSTILE[name]}\n')
+    out, err = assay(home, "validate", str(path), code=2)
+    assert out == ""
+    assert err.startswith(f"Error: {path}: ")
+    assert err.count("\n") == 1
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["hostile.toml"]
+
+
+def test_names_cannot_steer_the_terminal(tmp_path: Path) -> None:
+    path = tmp_path / "names.toml"
+    path.write_text('task = "digits-cnn"\nname = "\\u001b[31mx\\n| a |\\u202e größe"\n')
+    out, _ = assay(tmp_path / "home", "validate", str(path))
+    assert out == "\\x1b[31mx\\n| a |\\u202e größe: valid, 1 cells\n"
+    path.write_text('task = "\\u001b[31mdigits"\n')
+    _, err = assay(tmp_path / "home", "validate", str(path), code=2)
+    assert "\x1b" not in err
+    # A terminal that knows no such sign shows the rest.
+    path.write_text('task = "digits-cnn"\nname = "fire 🔥"\n')
+    out, _ = assay(tmp_path / "home", "validate", str(path), PYTHONIOENCODING="latin-1")
+    assert out == "fire \\U0001f525: valid, 1 cells\n"
+
+
+def test_a_users_json_file_is_not_taken_for_pythons(tmp_path: Path) -> None:
+    for name in ("json", "methods", "hardware", "tomllib", "click"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong file')")
+    path = tmp_path / "plain.toml"
+    path.write_text('task = "digits-cnn"\n')
+    assert "1 cells" in assay(tmp_path / "home", "validate", str(path))[0]
+
+
+def test_a_current_folder_that_was_deleted_is_said(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    program = f"cd {gone} && rmdir {gone} && exec {sys.executable} -P -m harness validate quickstart"
+    done = subprocess.run(
+        ["sh", "-c", program], env=environment(tmp_path / "home"), capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "Error: the current folder no longer exists. Change to one that does.\n"
+
+
+def test_a_pipe_as_a_spec_does_not_wait(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.toml")
+    _, err = assay(tmp_path / "home", "run", str(tmp_path / "pipe.toml"), code=2)
+    assert "is a named pipe" in err
 
 
 def test_a_runtime_that_is_not_installed_is_a_stated_reason(home: Path) -> None:
@@ -193,13 +258,13 @@ def test_a_corrupt_database_is_named_and_rebuilt_from_the_records(home: Path) ->
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 8 MB; only root may mount one."""
+    """A file system of 16 MB; only root may mount one."""
     place = tmp_path / "disk"
     place.mkdir()
     if (
         os.geteuid() != 0
         or subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(place)], check=False, capture_output=True
+            ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(place)], check=False, capture_output=True
         ).returncode
     ):
         pytest.skip("mounting a small file system needs root")

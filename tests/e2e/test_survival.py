@@ -112,6 +112,7 @@ def test_a_hang_ends_at_the_timeout(home: Path) -> None:
     out, _ = assay(home, "run", spec(home.parent, "hang"), "--timeout", "20", "--json", code=1)
     (row,) = json.loads(out)
     assert row["status"] == "timeout"
+    assert row["reason"].startswith("measuring took longer than 20 s")
     assert "--timeout" in row["reason"]
     assert row["size_bytes"] > 0, "it was built, and hung when it ran"
 

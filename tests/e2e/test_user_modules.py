@@ -73,6 +73,12 @@ warmup_seconds = 0.0
 
 
 @pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A fresh ``ASSAY_HOME``: these models are small, and nothing that was trained before is needed."""
+    return tmp_path / "home"
+
+
+@pytest.fixture
 def folder(home: Path) -> Path:
     """A user's folder in which every name is taken."""
     place = home.parent
@@ -113,7 +119,7 @@ def rows_or_nothing(home: Path) -> list[dict[str, object]]:
 
 
 CRASHES = """
-import os, sys, time, torch
+import os, sys, torch
 from torch import nn
 
 class Bad(nn.Module):
@@ -136,8 +142,6 @@ def make(kind="fine"):
         sys.exit(3)
     if kind == "make asks":
         input("which? ")
-    if kind == "make hangs":
-        time.sleep(10**6)
     x = torch.randn(40, 10)
     return Bad(kind), {"validation": [(x, torch.arange(40) % 4)], "test": [(x, torch.arange(40) % 4)]}
 """
@@ -147,7 +151,6 @@ REASONS = {
     "keyboard": ["KeyboardInterrupt"],
     "make exits": ["sys.exit(3)"],
     "make asks": ["input"],
-    "make hangs": ["took longer than 15 s", "preparing the model"],
     "fine": [],
 }
 
@@ -159,10 +162,9 @@ def test_a_users_model_that_ends_the_process_is_a_record_and_the_sweep_goes_on(h
         f'task = {{name = "crashes:make", kind = {json.dumps(list(REASONS))}}}\n'
         "[measure]\nmin_queries = 50\nmin_seconds = 0.01\nwarmup_seconds = 0.0\n"
     )
-    out, _ = assay(home, "run", str(path), "--timeout", "15", "--json", code=1)
+    out, _ = assay(home, "run", str(path), "--json", code=1)
     found = json.loads(out)
     assert len(found) == len(REASONS)
     for row, (kind, words) in zip(found, REASONS.items(), strict=True):
-        expected = "timeout" if kind == "make hangs" else "failed" if words else "ok"
-        assert row["status"] == expected, (kind, row["reason"])
+        assert row["status"] == ("failed" if words else "ok"), (kind, row["reason"])
         assert all(word in row["reason"] for word in words), (kind, row["reason"])
