@@ -15,8 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.errors import InputError, suggestion
+from harness.text import shown
 
-_CONDITION = re.compile(r"\s*([\w.-]+)\s*(!=|<=|>=|=|<|>)\s*(.*?)\s*$")
+# A key may hold whatever a step's name does: "config.magnitude#2.sparsity", "config.mine:Prune.amount".
+_CONDITION = re.compile(r"\s*([^\s!=<>,|]+)\s*(!=|<=|>=|=|<|>)\s*(.*?)\s*", re.DOTALL)
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?")
 _NUMERIC: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     "<=": operator.le,
@@ -75,17 +78,17 @@ class Filter:
         names = None if allowed is None else sorted(allowed)
         conditions = []
         for part in text.split(","):
-            match = _CONDITION.match(part)
+            match = _CONDITION.fullmatch(part)
             if not match:
                 raise InputError(
-                    f"Cannot read the condition {part.strip()!r}. "
+                    f"Cannot read the condition {shown(part.strip())}. "
                     "Write key=value, key!=value or key<number, joined by commas."
                 )
             key, sign, value = match.groups()
             if names is not None and key not in names:
-                raise InputError(f"Unknown key {key!r} in {part.strip()!r}. {suggestion(key, names)}")
+                raise InputError(f"Unknown key {shown(key)} in {shown(part.strip())}. {suggestion(key, names)}")
             if sign in _NUMERIC and not _is_number(value):
-                raise InputError(f"{part.strip()!r}: {value!r} is not a number, and {sign} compares numbers.")
+                raise InputError(f"{shown(part.strip())}: {shown(value)} is not a number, and {sign} compares numbers.")
             conditions.append(Condition(key, sign, value))
         return cls(tuple(conditions))
 
@@ -95,8 +98,5 @@ class Filter:
 
 
 def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    """Whether it is a plain decimal number: Python would also take "nan", which nothing compares with, and "1_0"."""
+    return len(text) <= 100 and _NUMBER.fullmatch(text) is not None

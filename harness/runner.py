@@ -8,19 +8,20 @@ taken at the same time would disturb each other.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import signal
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from harness import cache, environment, paths, registry
+from harness import cache, environment, locks, paths, registry
 from harness.canonical import digest
 from harness.contracts import Store
 from harness.errors import InputError, StoreError
@@ -156,7 +157,7 @@ def sweep(
                 if item.cell_hash in kept:
                     report("kept", 1.0, "already in the database", None)
                     continue
-                with measuring_lock(lambda report=report: report("waiting", 0.0, "another sweep is measuring", None)):  # type: ignore[misc]
+                with measuring_lock(functools.partial(_tell_waiting, report), timeout):
                     report("start", 0.0, label(item.cell.chain), None)
                     # Another sweep may have run this very cell while we waited.
                     row = finished(item.cell_hash) if item.complete else None
@@ -337,22 +338,43 @@ def _without_name(item: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in item.items() if key != "name"}
 
 
-@contextmanager
-def measuring_lock(waiting: Callable[[], None]) -> Iterator[None]:
-    """Hold this user's measuring lock on this machine: one cell at a time, whatever the database or ``ASSAY_HOME``."""
-    from filelock import FileLock, Timeout
+def _tell_waiting(report: Report, holder: str) -> None:
+    report("waiting", 0.0, f"{holder} is measuring", None)
 
+
+@contextmanager
+def measuring_lock(waiting: Callable[[str], None], timeout: float) -> Iterator[None]:
+    """Hold this user's measuring lock on this machine: one cell at a time, whatever the database or ``ASSAY_HOME``.
+
+    Parameters
+    ----------
+    waiting : callable
+        Told once who holds it, before the first wait.
+    timeout : float
+        Of a step, in seconds. A cell takes two steps, so that whoever holds the lock for longer than twice this has no
+        cell to measure.
+
+    Raises
+    ------
+    StoreError
+        If another process holds it for longer, or the lock file cannot be opened.
+    """
     user = os.getuid() if hasattr(os, "getuid") else "user"
-    lock = FileLock(Path(tempfile.gettempdir()) / f"assay-measuring-{user}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        waiting()
-        lock.acquire(poll_interval=0.1)
-    try:
+    path = Path(tempfile.gettempdir()) / f"assay-measuring-{user}.lock"
+    with ExitStack() as held:
+        try:
+            held.enter_context(locks.hold(path, 2 * timeout, waiting=waiting))
+        except locks.LockTimeout as error:
+            raise StoreError(
+                f"{error} has held the measuring lock {path} for more than {2 * timeout:g} s. "
+                "End it, or wait for longer with --timeout."
+            ) from None
+        except OSError as error:
+            raise StoreError(
+                f"The measuring lock {path} cannot be opened: {error.strerror}. Remove it, or set TMPDIR to a folder "
+                "of your own."
+            ) from None
         yield
-    finally:
-        lock.release()
 
 
 @contextmanager

