@@ -25,7 +25,7 @@ Kind = Literal["task", "method", "hardware", "metric", "store", "storage"]
 
 
 @dataclass(frozen=True)
-class _About:
+class _KindOfName:
     """Where the names of a kind are listed, and what a class of that kind must have."""
 
     package: str
@@ -33,13 +33,13 @@ class _About:
     members: tuple[str, ...]
 
 
-KINDS: Mapping[str, _About] = {
-    "task": _About("harness.tasks", "assay.tasks", ("model", "data", "test")),
-    "method": _About("methods", "assay.methods", ("compress",)),
-    "hardware": _About("hardware", "assay.hardware", ("unavailable", "build", "load")),
-    "metric": _About("harness.metrics", "assay.metrics", ("score", "value")),
-    "store": _About("results", "assay.store", ()),
-    "storage": _About("harness.storage", "assay.storage", ("encode", "decode")),
+KINDS: Mapping[str, _KindOfName] = {
+    "task": _KindOfName("harness.tasks", "assay.tasks", ("model", "data", "test")),
+    "method": _KindOfName("methods", "assay.methods", ("compress",)),
+    "hardware": _KindOfName("hardware", "assay.hardware", ("unavailable", "build", "load")),
+    "metric": _KindOfName("harness.metrics", "assay.metrics", ("score", "value")),
+    "store": _KindOfName("results", "assay.store", ()),
+    "storage": _KindOfName("harness.storage", "assay.storage", ("encode", "decode")),
 }
 
 
@@ -156,10 +156,10 @@ def create(kind: Kind, name: str, parameters: Mapping[str, Any]) -> Any:
     from pydantic import TypeAdapter, ValidationError
     from pydantic.dataclasses import is_pydantic_dataclass
 
-    found = resolve(kind, name)
-    check_kind(kind, name, found)
+    target = resolve(kind, name)
+    check_kind(kind, name, target)
     values = {**entry(kind, name).defaults, **parameters}
-    allowed = [f.name for f in dataclasses.fields(found) if f.init]
+    allowed = [f.name for f in dataclasses.fields(target) if f.init]
     for key in values:
         if key not in allowed:
             raise SpecError(f"{kind} {name!r} has no parameter {shown(key)}. {suggestion(str(key), allowed)}")
@@ -167,7 +167,9 @@ def create(kind: Kind, name: str, parameters: Mapping[str, Any]) -> Any:
         # A class that is the user's checks its values with code of its own.
         with usercode.blamed(f"{kind} {name!r}: making it of {shown(dict(parameters))}"):
             try:
-                return found(**values) if is_pydantic_dataclass(found) else TypeAdapter(found).validate_python(values)
+                if is_pydantic_dataclass(target):
+                    return target(**values)
+                return TypeAdapter(target).validate_python(values)
             except ValidationError as error:
                 raise SpecError(f"{kind} {name!r}: {explain(error)}") from None
     except SpecError:
@@ -176,7 +178,7 @@ def create(kind: Kind, name: str, parameters: Mapping[str, Any]) -> Any:
         raise SpecError(str(error)) from error.__cause__
 
 
-def check_kind(kind: Kind, name: str, found: Any) -> None:
+def check_kind(kind: Kind, name: str, target: Any) -> None:
     """Check that what a name stands for is a class of this kind: a frozen dataclass with the kind's methods.
 
     Nothing is called: a name in a spec must not be a way to call any function of any module.
@@ -188,17 +190,18 @@ def check_kind(kind: Kind, name: str, found: Any) -> None:
     """
     members = KINDS[kind].members
     which, wanted = f"{kind} {shown(name)}", f"a frozen dataclass with {', '.join(members)} is expected"
-    if not isinstance(found, type):
-        raise SpecError(f"{which} is no {kind} but {_about(found)}; {wanted}.")
-    missing = [member for member in members if not callable(getattr(found, member, None))]
+    if not isinstance(target, type):
+        raise SpecError(f"{which} is no {kind} but {_described(target)}; {wanted}.")
+    missing = [member for member in members if not callable(getattr(target, member, None))]
     if missing:
         raise SpecError(f"{which} is no {kind}: the class has no {missing[0]}; {wanted}.")
-    if not (dataclasses.is_dataclass(found) and getattr(found, "__dataclass_params__").frozen):  # noqa: B009
+    if not (dataclasses.is_dataclass(target) and getattr(target, "__dataclass_params__").frozen):  # noqa: B009
         raise SpecError(f"{which} must be a frozen dataclass: write @dataclass(frozen=True) above the class.")
 
 
-def _about(found: Any) -> str:
-    return f"the function {found.__qualname__}" if callable(found) and hasattr(found, "__qualname__") else shown(found)
+def _described(target: Any) -> str:
+    is_function = callable(target) and hasattr(target, "__qualname__")
+    return f"the function {target.__qualname__}" if is_function else shown(target)
 
 
 def explain(error: Any) -> str:
