@@ -122,7 +122,7 @@ def reproduce(
     Parameters
     ----------
     paper : Paper
-        From :func:`papers.load`.
+        From :func:`papers.recipe.load`.
     db : Path
         The database.
     rerun : bool

@@ -76,6 +76,8 @@ def interval(score: Mapping[str, Any], parts: Parts, machine_id: str | None) -> 
     machine_id : str or None
         Where the record was made; None for a merged one.
     """
+    if score["against"] != "targets":
+        return {"low": None, "high": None, "no_interval": None}
     try:
         found = _interval(score, parts, machine_id)
     except _NoneError as error:
@@ -84,8 +86,6 @@ def interval(score: Mapping[str, Any], parts: Parts, machine_id: str | None) -> 
 
 
 def _interval(score: Mapping[str, Any], parts: Parts, machine_id: str | None) -> stats.Interval:
-    if score["against"] != "targets":
-        raise _NoneError("it is computed of scores against targets only")
     if not score["n"] or score["value"] is None:
         raise _NoneError("there is no value")
     if score["proportion"] and not parts:  # a record of format 1 may have no more than counts

@@ -91,9 +91,9 @@ def points(
                 "--where energy_method=measured*."
             )
     for group in _panels(found):
-        metrics = {axis: quantity_of(name, group) for axis, name in names.items()}
-        for p in group:
-            p["pareto"] = not any(_dominates(q, p, metrics) for q in group)
+        signs = [1 if quantity_of(name, group).better == "higher" else -1 for name in names.values()]
+        for p, best in zip(group, _front([(signs[0] * p["x"], signs[1] * p["y"]) for p in group]), strict=True):
+            p["pareto"] = best
     notes = [f"{count} rows left out ({text})" for text, count in missing.items()]
     return found, notes
 
@@ -119,11 +119,16 @@ def _scaled(axis: str, name: str, found: Quantity, row: Mapping[str, Any]) -> di
     return {axis: row[name] * found.scale, f"{axis}_low": interval[0], f"{axis}_high": interval[1]}
 
 
-def _dominates(a: Mapping[str, Any], b: Mapping[str, Any], metrics: Mapping[str, Quantity]) -> bool:
-    """Whether ``a`` is as good as ``b`` on both axes and better on one."""
-    signs = {axis: 1 if found.better == "higher" else -1 for axis, found in metrics.items()}
-    gaps = [signs[axis] * (a[axis] - b[axis]) for axis in ("x", "y")]
-    return all(gap >= 0 for gap in gaps) and any(gap > 0 for gap in gaps)
+def _front(values: Sequence[tuple[float, float]]) -> list[bool]:
+    """Which pairs no other pair is as good as in both and better in one; higher is better."""
+    best_of_x: dict[float, float] = {}
+    for x, y in values:
+        best_of_x[x] = max(y, best_of_x.get(x, y))
+    before, floor = -math.inf, {}
+    for x in sorted(best_of_x, reverse=True):
+        floor[x] = before
+        before = max(before, best_of_x[x])
+    return [y == best_of_x[x] and y > floor[x] for x, y in values]
 
 
 def draw(found: Sequence[Mapping[str, Any]], x: str, y: str, out: Path, notes: Sequence[str] = ()) -> None:

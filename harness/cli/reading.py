@@ -286,8 +286,8 @@ def _show_sections(row: Mapping[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from results.escaping import terminal
     from results import columns
+    from results.escaping import terminal
     from results.schema import documented
 
     console = Console(highlight=False)
@@ -349,7 +349,8 @@ def _shown(value: Any) -> str:
             for key, item in value.items()
         )
     if isinstance(value, list) and value and isinstance(value[0], Mapping):
-        return "\n".join(terminal(json.dumps(item, ensure_ascii=False)) for item in value)
+        known = ({key: field for key, field in item.items() if field is not None} for item in value)
+        return "\n".join(terminal(json.dumps(item, ensure_ascii=False)) for item in known)
     return ", ".join(terminal(str(item)) for item in value) if value else "(none)"
 
 

@@ -123,7 +123,7 @@ def show_outcome(outcome: Outcome, rows: list[dict[str, Any]], db: Path) -> None
             click.echo(f"  {printable(line)}")
     if outcome.interrupted:
         click.echo("Interrupted. The same command goes on from here.")
-    click.echo(f"Records: {db}   (assay table, assay plot latency_p50_ms accuracy, assay show RUN)")
+    click.echo(f"Records: {db}   (assay table, assay plot latency_p50_ms score, assay show RUN)")
 
 
 @click.command()
