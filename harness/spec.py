@@ -397,6 +397,8 @@ class Spec:
     def _resolve(self, kind: registry.Kind, item: Any, where: str) -> Iterator[dict[str, Any]]:
         if isinstance(item, str):
             item = {"name": item}
+        if kind == "task" and isinstance(item, Mapping) and "model" in item and "name" not in item:
+            item = {"name": "pair", **item}
         if not isinstance(item, Mapping) or not isinstance(item.get("name"), str):
             raise SpecError(
                 f"{self.source}: {where}: must be a name or a table with a 'name' (got {shown(item)}). "

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from harness import registry
+from harness.errors import SpecError
 from harness.registry import Entry
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ TABLE: dict[str, Entry] = {
     "digits-cnn": Entry("harness.tasks.digits:Digits", "scikit-learn's 8x8 digits, a two-layer CNN; needs no download"),
     **_images("fashion-mnist", "Fashion-MNIST"),
     **_images("mnist", "MNIST"),
+    "pair": Entry("harness.tasks.pair:Pair", 'any model with any data: {model = "resnet20", data = "mnist"}'),
     "torchvision": Entry(
         "harness.tasks.torchvision_models:TorchvisionModel",
         "any torchvision classification model: torchvision/resnet18",
@@ -70,5 +72,11 @@ def create(name: str, parameters: Mapping[str, Any]) -> Task:
             task = UserTask(target=name, parameters=dict(parameters))
             task.check()
             return task
+    if name == "pair":
+        from harness.tasks.pair import PARAMETERS
+
+        if "model" not in parameters:
+            raise SpecError('A task is a name, or has a model: task = {model = "resnet20", data = "fashion-mnist"}.')
+        parameters = {PARAMETERS.get(key, key): value for key, value in parameters.items()}
     built: Task = registry.create("task", name, parameters)
     return built

@@ -84,10 +84,14 @@ class Assembly:
         Inputs where there are no data.
     signature : Signature or None
         Where it is known without a call.
+    varying : tuple of Port
+        The inputs, where some of their axes vary and are known to.
     loss, metrics, recipe, finetune, workload
         As in :class:`harness.tasks.given.Given`.
     untested : str
         Why there is nothing to score, where there is no "test".
+    untrained : str
+        Why a score would mean nothing.
     said : tuple of str
         Notes from before.
     """
@@ -97,12 +101,14 @@ class Assembly:
     data: Mapping[str, Split] = field(default_factory=dict)
     example: Batch | None = None
     signature: Signature | None = None
+    varying: tuple[Port, ...] = ()
     loss: Any = None
     metrics: tuple[Any, ...] = ()
     recipe: Recipe | None = None
     finetune: Recipe | None = None
     workload: Workload = field(default_factory=Workload)
     untested: str = ""
+    untrained: str = ""
     said: tuple[str, ...] = ()
 
     @functools.cached_property
@@ -136,7 +142,7 @@ class Assembly:
         found = Signature(
             inputs=inputs, outputs=tuple(_port(name, value) for name, value in outputs.items()), batch=batch
         )
-        found, workload, said = self._varying(found, first)
+        found, workload, said = self._named(found) if self.varying else self._varying(found, first)
         return _Facts(signature=found, workload=workload, casts=casts, notes=(*notes, *said))
 
     @functools.cached_property
@@ -184,8 +190,8 @@ class Assembly:
         InputError
             If they have no targets.
         """
-        if "test" not in self.data:
-            raise Unavailable(self.untested)
+        if "test" not in self.data or self.untrained:
+            raise Unavailable(self.untrained or self.untested)
         if not self._firsts["test"].targets:
             raise InputError(
                 f"{self.where}: the loader 'test' has no targets. Give batches (inputs, targets), or leave it out."
@@ -352,6 +358,37 @@ class Assembly:
         if self.workload.sizes:
             return changed, self.workload, []
         return changed, dataclasses.replace(self.workload, sizes=sizes), [note]
+
+    def _named(self, found: Signature) -> tuple[Signature, Workload, list[str]]:
+        """Name the axes of the outputs that follow those of the inputs, by a call with other sizes."""
+        from harness.reference import made_up
+
+        taken = tuple(port for port in self.varying if port.name in {known.name for known in found.inputs})
+        known = {port.name: port.shape for port in found.inputs}
+        used = {
+            axis: int(size)
+            for port in taken
+            for axis, size in zip(port.shape, known[port.name], strict=True)
+            if isinstance(axis, str)
+        }
+        # Other sizes, and no longer ones, which a table of positions may not have.
+        others = {
+            axis: size - 1 - place if size > 4 else size + 1 + place for place, (axis, size) in enumerate(used.items())
+        }
+        names = {size: axis for axis, size in others.items()}
+        inputs = made_up(Signature(inputs=taken, outputs=()), Workload(sizes=others), 2)
+        outputs, _, _ = self._answers(Batch(inputs=inputs))
+
+        def named(port: Port) -> Port:
+            sizes = outputs[port.name].shape[1:]
+            shape = tuple(names.get(int(b), int(b)) if a != b else a for a, b in zip(port.shape, sizes, strict=True))
+            return dataclasses.replace(port, shape=shape)
+
+        return (
+            dataclasses.replace(found, inputs=taken, outputs=tuple(map(named, found.outputs))),
+            self.workload,
+            [],
+        )
 
     def _metric(self, item: Any) -> Metric:
         from harness import metrics

@@ -128,7 +128,8 @@ def tensor(value: Any, where: str) -> Tensor:
     if getattr(getattr(value, "dtype", None), "kind", "") in ("U", "S", "O", "V", "M", "m"):
         raise InputError(f"{where} is no array of numbers but of {value.dtype}. Give tensors or arrays of numbers.")
     try:
-        found = torch.as_tensor(value)
+        frozen = hasattr(value, "flags") and not value.flags.writeable
+        found = torch.as_tensor(value.copy() if frozen else value)  # torch wants memory that it could write to
     except (TypeError, ValueError, RuntimeError) as error:
         kind = getattr(value, "dtype", type(value).__name__)
         raise InputError(f"{where} is no array of numbers ({kind}: {error}). Give tensors or arrays.") from error

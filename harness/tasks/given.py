@@ -83,7 +83,7 @@ def parse(result: Any, where: str) -> Given:
             raise InputError(
                 f"{where}: {key!r} must be a harness.contracts.Recipe; it is {type(values[key]).__name__}."
             )
-    data, notes = _loaders(values.get("data"), where)
+    data, notes = loaders(values.get("data"), where)
     recipe: Recipe | None = values.get("recipe")
     finetune: Recipe | None = values.get("finetune")
     if recipe is not None and not recipe.epochs:
@@ -136,16 +136,17 @@ def _expected(where: str, result: Any) -> str:
     )
 
 
-def _loaders(loaders: Any, where: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+def loaders(given: Any, where: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """A mapping of loaders, checked and made readable again, and what has to be said about it."""
     from harness.tasks.user_data import kept
 
-    if loaders is None:
+    if given is None:
         return {}, ()
-    if not isinstance(loaders, Mapping):
-        raise InputError(f"{where}: loaders must be a mapping of {', '.join(LOADERS)}; it is {type(loaders).__name__}.")
+    if not isinstance(given, Mapping):
+        raise InputError(f"{where}: loaders must be a mapping of {', '.join(LOADERS)}; it is {type(given).__name__}.")
     found: dict[str, Any] = {}
     notes = []
-    for key, loader in loaders.items():
+    for key, loader in given.items():
         name = "validation" if key in _VALIDATION else key
         if name not in LOADERS:
             raise InputError(f"{where} returned a loader {shown(key)}. {suggestion(str(key), LOADERS)}")

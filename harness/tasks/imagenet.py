@@ -53,8 +53,8 @@ def locate(given: str | None, part: str) -> Path | None:
     return None
 
 
-def listing(folder: Path) -> list[Example]:
-    """All images in class folders, by class and name.
+def listing(folder: Path, expected: int | None = CLASSES) -> list[Example]:
+    """All images in class folders, by class and name; ``expected`` classes, or any number where None.
 
     Raises
     ------
@@ -62,7 +62,12 @@ def listing(folder: Path) -> list[Example]:
         If there are not exactly 1,000 class folders (a subset's folders do not say their class numbers), or no images.
     """
     classes = sorted(path for path in folder.iterdir() if path.is_dir())
-    if len(classes) != CLASSES:
+    if expected is None and len(classes) < 2:
+        raise DataError(
+            f"{folder} has {len(classes)} class folders. Data in a folder are images in one folder per class; a table "
+            "is named by its file, such as data.npz."
+        )
+    if expected is not None and len(classes) != expected:
         raise DataError(
             f"ImageNet: {folder} has {len(classes)} class folders, not {CLASSES}. It must hold one folder per class "
             "of ImageNet-1k, named by WordNet id (n01440764, ...), whose sorted order gives the class numbers."
@@ -74,7 +79,7 @@ def listing(folder: Path) -> list[Example]:
         if path.suffix.lower() in SUFFIXES
     ]
     if not examples:
-        raise DataError(f"ImageNet: the class folders in {folder} hold no images ({', '.join(SUFFIXES)}).")
+        raise DataError(f"The class folders in {folder} hold no images ({', '.join(SUFFIXES)}).")
     return examples
 
 
@@ -99,7 +104,7 @@ def load(path: Path, transform: Any) -> Tensor:
         with Image.open(path) as image:
             pixels = image.convert("RGB")
     except OSError as error:
-        raise DataError(f"ImageNet: {path} cannot be read as an image: {error}") from error
+        raise DataError(f"{path} cannot be read as an image: {error}") from error
     tensor: Tensor = transform(pixels)
     return tensor
 
@@ -126,7 +131,7 @@ def content_hash(folder: Path, examples: Sequence[Example]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class FolderSplit:
-    """Images in files, decoded batch by batch (see :class:`harness.contracts.Split`): input "input", target "label".
+    """Images in files, decoded batch by batch (see :class:`harness.contracts.Split`); the target is "label".
 
     Parameters
     ----------
@@ -136,11 +141,14 @@ class FolderSplit:
         Files with classes.
     transform : callable
         PIL image to tensor; augmentation mirrors half of the images.
+    name : str
+        Name of the input.
     """
 
     folder: Path
     examples: Sequence[Example]
     transform: Any
+    name: str = "input"
 
     @property
     def size(self) -> int:
@@ -164,17 +172,20 @@ class FolderSplit:
             x = torch.stack([load(path, self.transform) for path, _ in part])
             if augment:
                 x = torch.where(flips[start : start + size, None, None, None], x.flip(3), x)
-            yield Batch(inputs={"input": x}, targets={"label": torch.tensor([label for _, label in part])})
+            yield Batch(inputs={self.name: x}, targets={"label": torch.tensor([label for _, label in part])})
 
 
-def training_data(folder: Path, transform: Any) -> dict[str, FolderSplit]:
+def training_data(
+    folder: Path, transform: Any, expected: int | None = CLASSES, name: str = "input"
+) -> dict[str, FolderSplit]:
     """The images of a ``train`` folder: every 50th for validation, the others for training."""
-    examples = listing(folder)
+    examples = listing(folder, expected)
     return {
         "train": FolderSplit(
             folder=folder,
             examples=[example for place, example in enumerate(examples) if place % 50],
             transform=transform,
+            name=name,
         ),
-        "validation": FolderSplit(folder=folder, examples=examples[::50], transform=transform),
+        "validation": FolderSplit(folder=folder, examples=examples[::50], transform=transform, name=name),
     }

@@ -162,14 +162,8 @@ def outline(architecture: str) -> nn.Module:
 
 
 def random(architecture: str, seed: int, input_shape: tuple[int, ...]) -> nn.Module:
-    """The model with random weights from ``seed``, in eval mode; its outputs have a standard deviation of about 1.
-
-    Torchvision's own initialisation makes outputs that are almost zero (MobileNet) or zero (the transformer's head),
-    which would make any comparison of outputs pass. Layers are drawn anew (He et al. 2015), batch statistics are taken
-    from random inputs, and the last layer is scaled.
-    """
+    """The model with random weights from ``seed``, in eval mode; its outputs have a standard deviation of about 1."""
     import torch
-    from torch import nn
     from torchvision import models
 
     options: dict[str, Any] = {}
@@ -177,20 +171,43 @@ def random(architecture: str, seed: int, input_shape: tuple[int, ...]) -> nn.Mod
         options = {"aux_logits": False, "init_weights": False}  # extra heads are for training only
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        model: nn.Module = models.get_model(architecture, weights=None, **options).eval()
-        last: nn.Module | None = None
-        for module in model.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-                last = module
-        examples = torch.randn(4, *input_shape)
-        with torch.no_grad():
-            _calibrate(model, examples)
-            deviation = float(model(examples).std())
-            if isinstance(last, nn.Conv2d | nn.Linear) and deviation > 0:
-                last.weight.div_(deviation)
+        model: nn.Module = models.get_model(architecture, weights=None, **options)
+        return _drawn(model, input_shape)
+
+
+def lively(model: nn.Module, seed: int, input_shape: tuple[int, ...]) -> nn.Module:
+    """A model of images with weights drawn from ``seed``; see :func:`random`."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return _drawn(model, input_shape)
+
+
+def _drawn(model: nn.Module, input_shape: tuple[int, ...]) -> nn.Module:
+    """Draw the weights of a model anew, in place, from the global random state.
+
+    Many an initialisation makes outputs that are almost zero (MobileNet) or zero (a transformer's head), which would
+    make any comparison of outputs pass. Layers are drawn anew (He et al. 2015), batch statistics are taken from random
+    inputs, and the last layer is scaled.
+    """
+    import torch
+    from torch import nn
+
+    model.eval()
+    last: nn.Module | None = None
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+            last = module
+    examples = torch.randn(4, *input_shape)
+    with torch.no_grad():
+        _calibrate(model, examples)
+        deviation = float(model(examples).std())
+        if isinstance(last, nn.Conv2d | nn.Linear) and deviation > 0:
+            last.weight.div_(deviation)
     return model
 
 

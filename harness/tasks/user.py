@@ -5,92 +5,26 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from harness.canonical import dumps
-from harness.contracts import Batch, Metric, Port, Recipe, Signature, Split, Workload
+from harness.contracts import Batch, Port, Signature, Workload
 from harness.errors import InputError, SpecError
+from harness.tasks.assembled import Assembled
 from harness.text import shown
 from harness.usercode import blamed, find
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from harness.contracts import Tensors
     from harness.tasks.assembly import Assembly
     from harness.tasks.given import Given
+    from harness.tasks.user_data import LoaderSplit
 
 _OURS = ("input", "input_shape")
 """Parameters that describe the inputs; they are passed on only to a function that takes them."""
-
-
-class Assembled:
-    """What a task answers from its :class:`harness.tasks.assembly.Assembly`."""
-
-    def _assembly(self) -> Assembly:
-        raise NotImplementedError
-
-    @property
-    def signature(self) -> Signature:
-        """What the model takes and gives: from one batch and one call."""
-        return self._assembly().facts.signature
-
-    @property
-    def workload(self) -> Workload:
-        """What one timed query is."""
-        return self._assembly().facts.workload
-
-    @property
-    def metrics(self) -> tuple[Metric, ...]:
-        """Those that were given, or inferred from the targets."""
-        return self._assembly().scoring.metrics
-
-    @property
-    def fidelity(self) -> tuple[Metric, ...]:
-        """Metrics of deployed outputs against torch's."""
-        return self._assembly().fidelity()
-
-    def model(self, seed: int) -> nn.Module:  # noqa: ARG002 - whoever made the model decided about its randomness
-        """A copy of the model."""
-        import copy
-
-        assembly = self._assembly()
-        with blamed(f"{assembly.where}: copying the model"):
-            return copy.deepcopy(assembly.model)
-
-    def recipe(self) -> Recipe | None:
-        """The recipe that trains the model from scratch, or None: the model is taken as trained."""
-        return self._assembly().recipe
-
-    def finetuning(self) -> Recipe | None:
-        """The recipe that fine-tuning derives from; None without labelled training data."""
-        return self._assembly().finetuning()
-
-    def loss(self, outputs: Tensors, targets: Tensors, label_smoothing: float = 0.0) -> Tensor:
-        """The given or inferred loss of a batch."""
-        return self._assembly().evaluate_loss(outputs, targets, label_smoothing)
-
-    def data(self) -> Mapping[str, Split]:
-        """The training and validation examples, those of them that there are."""
-        assembly = self._assembly()
-        return {part: assembly.split(part) for part in ("train", "validation") if part in assembly.data}
-
-    def test(self) -> Split:
-        """The test examples, or Unavailable with the reason."""
-        return self._assembly().test()
-
-    def dataset_hash(self) -> str | None:
-        """Sha256 of the test examples, or None where there are none."""
-        assembly = self._assembly()
-        return assembly.test().identity if "test" in assembly.data else None
-
-    def notes(self) -> tuple[str, ...]:
-        """What was inferred or changed."""
-        return self._assembly().notes()
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -195,20 +129,11 @@ def assemble(given: Given, where: str, described: Mapping[str, Any]) -> Assembly
         ``input`` and ``input_shape``, where they are given.
     """
     from harness.tasks import assembly, batches
-    from harness.tasks.user_data import LoaderSplit
 
     model, notes = assembly.settled(given.model, where)
     names, required = batches.parameters(model)
 
-    def data(varying: bool) -> dict[str, LoaderSplit]:
-        return {
-            part: LoaderSplit(where=where, part=part, loader=loader, names=names, required=required, varying=varying)
-            for part, loader in given.data.items()
-        }
-
-    loaders = data(varying=False)
-    if any(_is_tokens(split.first()) for split in loaders.values()):
-        loaders = data(varying=True)
+    loaders = loader_splits(given.data, where, names, required)
     example = None
     if not loaders:
         example = _example(given, where, described, names, required)
@@ -225,6 +150,22 @@ def assemble(given: Given, where: str, described: Mapping[str, Any]) -> Assembly
         untested=f"{where} returns no 'test' loader, so there is nothing to measure accuracy on.",
         said=(*given.notes, *notes),
     )
+
+
+def loader_splits(
+    loaders: Mapping[str, Any], where: str, names: Sequence[str], required: Sequence[str]
+) -> dict[str, LoaderSplit]:
+    """The loaders as splits; sequences of integers may differ in length from batch to batch."""
+    from harness.tasks.user_data import LoaderSplit
+
+    def made(varying: bool) -> dict[str, LoaderSplit]:
+        return {
+            part: LoaderSplit(where=where, part=part, loader=loader, names=names, required=required, varying=varying)
+            for part, loader in loaders.items()
+        }
+
+    found = made(varying=False)
+    return made(varying=True) if any(_is_tokens(split.first()) for split in found.values()) else found
 
 
 def _is_tokens(batch: Batch) -> bool:

@@ -34,12 +34,12 @@ def check_task(name: str, parameters: Mapping[str, Any] | None = None) -> Covera
         Naming the clause that does not hold.
     """
     task = created("task", name, parameters)
-    require(isinstance(task, Task), f"{name}: lacks a member of Task")
     require(isinstance(task.name, str), f"{name}: its name is text")
     reason = task.unavailable()
     require(reason is None or (isinstance(reason, str) and reason), f"{name}: unavailable gives a reason or None")
     if reason is not None:
         return Coverage(name=name, ran=(), skipped={"this machine": reason})
+    require(isinstance(task, Task), f"{name}: lacks a member of Task")
     _check_parts(name, task)
     _check_model(name, task)
     ran, skipped = ["model"], {}
