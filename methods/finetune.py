@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from harness.errors import Unsupported
+from methods.layers import promises
 from methods.layers.masks import MaskedTraining, Masks
 from methods.layers.prunable import prunable_weights
 from methods.layers.training import training
@@ -67,6 +69,13 @@ class Finetune:
         tuned = copy.deepcopy(model)
         MaskedTraining(masks=self._masks(tuned))(tuned, context, recipe)
         return tuned
+
+    def promises(self, original: nn.Module, compressed: nn.Module) -> Iterator[str]:
+        """Every weight was trained, and zeros stay."""
+        yield from promises.moved(original, compressed)
+        if self.keep_zeros:
+            before = {name: lost for name, (lost, _) in promises.zeros(original).items()}
+            yield from promises.layer_zeros(compressed, before)
 
     def _masks(self, model: nn.Module) -> Masks:
         """Of the layers that have zeros."""

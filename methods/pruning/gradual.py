@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import torch
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from methods.layers import masks
+from methods.layers import masks, promises
 from methods.layers.masks import MaskedTraining, Masks, Scope
 from methods.layers.prunable import prunable_weights, require_weights, say_unreached
 from methods.layers.training import from_scratch, training
@@ -120,6 +121,11 @@ class Gradual:
             masks.apply(weights, kept)
         context.progress(1.0, masks.shares(kept))
         return network
+
+    def promises(self, original: nn.Module, compressed: nn.Module) -> Iterator[str]:
+        """Exactly the share of zeros that was asked for."""
+        yield from promises.same_parameters(original, compressed)
+        yield from promises.sparsity(compressed, self.sparsity, self.scope)
 
     def target(self, step: int, steps: int) -> float | None:
         """Share of zeros after ``step`` of ``steps`` optimizer steps; None before the first pruning."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from harness.calling import call
 from harness.errors import Unsupported
-from methods.layers import masks
+from methods.layers import masks, promises
 from methods.layers.inputs import balanced
 from methods.layers.masks import Scope
 from methods.layers.prunable import prunable_weights
@@ -92,6 +93,12 @@ class Grasp:
         kept = masks.keep_highest(scores, self.sparsity, self.scope)
         refuse_emptied(kept, self.sparsity, self.scope)
         return train(network, kept, context, recipe)
+
+    def promises(self, original: nn.Module, compressed: nn.Module) -> Iterator[str]:
+        """Exactly the share of zeros that was asked for, and no layer without a weight."""
+        yield from promises.same_parameters(original, compressed)
+        yield from promises.sparsity(compressed, self.sparsity, self.scope)
+        yield from promises.no_layer_is_empty(compressed)
 
 
 def gradient_flow(network: nn.Module, batch: Batch, temperature: float, context: Context) -> dict[str, Tensor]:

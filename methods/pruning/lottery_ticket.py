@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from harness.errors import Unsupported
-from methods.layers import masks
+from methods.layers import masks, promises
 from methods.layers.masks import MaskedTraining, Masks
 from methods.layers.prunable import prunable_weights, require_weights, say_unreached
 from methods.layers.training import from_scratch
@@ -119,6 +119,17 @@ class LotteryTicket:
             _shuffle(network, masks.generator(context.seed, "reinitialise"))
         self._train(network, context, recipe, kept)
         return network
+
+    def promises(self, original: nn.Module, compressed: nn.Module) -> Iterator[str]:
+        """As many weights are left as the rounds leave."""
+        yield from promises.same_parameters(original, compressed)
+        yield from promises.no_layer_is_empty(compressed)
+        left = self._kept(prunable_weights(original))[-1]
+        counts = promises.zeros(compressed)
+        if self.scope == "layer":
+            yield from promises.layer_zeros(compressed, {name: size - left[name] for name, (_, size) in counts.items()})
+        elif sum(size - lost for lost, size in counts.values()) != sum(left.values()):
+            yield "not as many weights are left as the rounds leave"
 
     def _goal(self) -> str:
         return f"rounds={self.rounds}" if self.sparsity is None else f"sparsity {self.sparsity:g}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Self
 
 import torch
@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from harness.errors import Unsupported
-from methods.layers import masks
+from methods.layers import masks, promises
 from methods.layers.masks import Masks
 from methods.layers.prunable import holder, prunable_weights, require_weights, say_unreached
 from methods.layers.training import finetuning
@@ -105,6 +105,11 @@ class NM:
         context.progress(0.0, masks.shares(kept) + left_dense(misfits(pruned, self.m)))
         return masks.finetune(pruned, kept, context, self.finetune_epochs, self.finetune_lr_scale)
 
+    def promises(self, original: nn.Module, compressed: nn.Module) -> Iterator[str]:
+        """Every layer that a group fits into has the pattern."""
+        yield from promises.same_parameters(original, compressed)
+        yield from broken_patterns(compressed, fitting(original, self.m), self.n, self.m)
+
 
 def check_pattern(n: int, m: int) -> None:
     """Check a pattern.
@@ -154,6 +159,14 @@ def misfits(model: nn.Module, m: int) -> dict[str, str]:
         for name, (_, size) in _inputs(model).items()
         if size % m
     }
+
+
+def broken_patterns(model: nn.Module, layers: Mapping[str, int], n: int, m: int) -> Iterator[str]:
+    """Layers (with their input dimensions, as :func:`fitting` has them) in which a group has other than n weights."""
+    for name, dim in layers.items():
+        groups = prunable_weights(model)[name].movedim(dim, -1).reshape(-1, m)
+        if bool(((groups != 0).sum(1) > n).any()):
+            yield f"layer {name!r} has a group of {m} weights with more than {n} left"
 
 
 def too_small(n: int, m: int, model: nn.Module) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from harness.errors import Unsupported
+from methods.layers import promises
 from methods.layers.prunable import say_unreached
 from methods.layers.training import finetuning, from_scratch
 from methods.pruning.structure import budget, criteria
@@ -114,6 +115,10 @@ class NetworkSlimming:
             tuning.fit(smaller, tuning.recipe.finetune(self.finetune_epochs, self.finetune_lr_scale))
         context.progress(1.0, str(chosen))
         return smaller
+
+    def promises(self, original: nn.Module, compressed: nn.Module) -> Iterator[str]:
+        """The layers are smaller, and say so."""
+        yield from promises.smaller_layers(original, compressed, self.ratio)
 
     def _penalised(
         self, model: nn.Module, context: Context, label_smoothing: float

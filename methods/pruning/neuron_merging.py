@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from harness.calling import call, evaluating
 from harness.errors import Unsupported
+from methods.layers import promises
 from methods.layers.inputs import made_up
 from methods.layers.prunable import say_unreached
 from methods.pruning.structure import merging
@@ -100,6 +102,10 @@ class NeuronMerging:
         context.progress(1.0, "; ".join([", ".join(sizes), *untouched]))
         _check_runs(smaller, context)
         return smaller
+
+    def promises(self, original: nn.Module, compressed: nn.Module) -> Iterator[str]:
+        """The layers are smaller, and say so."""
+        yield from promises.smaller_layers(original, compressed, self.ratio)
 
     def _links(self, model: nn.Module) -> tuple[list[Link], dict[str, str]]:
         """The layers that lose neurons, and why the others do not."""

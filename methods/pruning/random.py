@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from methods.layers import masks
+from methods.layers import masks, promises
 from methods.layers.masks import Scope
 from methods.layers.prunable import prunable_weights, require_weights, say_unreached
 from methods.layers.training import finetuning
@@ -73,3 +74,8 @@ class Random:
         say_unreached(pruned, weights.values(), context)
         context.progress(0.0, masks.shares(kept))
         return masks.finetune(pruned, kept, context, self.finetune_epochs, self.finetune_lr_scale)
+
+    def promises(self, original: nn.Module, compressed: nn.Module) -> Iterator[str]:
+        """Exactly the share of zeros that was asked for."""
+        yield from promises.same_parameters(original, compressed)
+        yield from promises.sparsity(compressed, self.sparsity, self.scope)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from methods.layers import masks
+from methods.layers import masks, promises
 from methods.layers.masks import MaskedTraining, Masks
 from methods.layers.prunable import prunable_weights, require_weights, say_unreached
 from methods.layers.training import from_scratch
@@ -98,6 +99,11 @@ class RigL:
 
         MaskedTraining(masks=kept, change=change, reads_gradients=reads_gradients)(network, context, recipe)
         return network
+
+    def promises(self, original: nn.Module, compressed: nn.Module) -> Iterator[str]:
+        """Exactly the share of zeros that was asked for."""
+        yield from promises.same_parameters(original, compressed)
+        yield from promises.sparsity(compressed, self.sparsity, self.scope)
 
     def share(self, step: int, steps: int) -> float:
         """Share of a layer's weights replaced after ``step`` of ``steps`` optimizer steps."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import torch
@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from harness.errors import Unsupported
-from methods.layers import masks
+from methods.layers import masks, promises
 from methods.layers.masks import MaskedTraining, Masks
 from methods.layers.prunable import prunable_weights, require_weights, say_unreached
 from methods.layers.training import from_scratch
@@ -115,6 +115,17 @@ class SparseEvolutionaryTraining:
 
         MaskedTraining(masks=kept, change=change, reads_gradients=lambda _: False)(network, context, recipe)
         return network
+
+    def promises(self, original: nn.Module, compressed: nn.Module) -> Iterator[str]:
+        """Exactly as many connections as were asked for."""
+        yield from promises.same_parameters(original, compressed)
+        if self.epsilon is None:
+            yield from promises.sparsity(compressed, self.sparsity, "erk")
+            return
+        weights = prunable_weights(original)
+        densities = self._densities(weights, self.epsilon)
+        wanted = {name: round((1 - densities[name]) * weight.numel()) for name, weight in weights.items()}
+        yield from promises.layer_zeros(compressed, wanted)
 
     def _topology(self, weights: Mapping[str, Tensor], seed: int) -> Masks:
         if self.epsilon is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import torch
@@ -10,7 +11,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import nn
 
-from methods.layers import masks
+from methods.layers import masks, promises
 from methods.layers.inputs import examples
 from methods.layers.masks import Scope
 from methods.layers.prunable import prunable_weights
@@ -82,6 +83,12 @@ class Snip:
         kept = masks.keep_highest(scores, self.sparsity, self.scope)
         refuse_emptied(kept, self.sparsity, self.scope)
         return train(network, kept, context, recipe)
+
+    def promises(self, original: nn.Module, compressed: nn.Module) -> Iterator[str]:
+        """Exactly the share of zeros that was asked for, and no layer without a weight."""
+        yield from promises.same_parameters(original, compressed)
+        yield from promises.sparsity(compressed, self.sparsity, self.scope)
+        yield from promises.no_layer_is_empty(compressed)
 
 
 def sensitivity(network: nn.Module, batch: Batch, context: Context) -> dict[str, Tensor]:

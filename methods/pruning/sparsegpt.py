@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Self
 
 import torch
@@ -11,14 +12,14 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from harness.errors import Unsupported
-from methods.layers import masks
+from methods.layers import masks, promises
 from methods.layers.activations import Layer, columns, matrix, unmatrix, visit
 from methods.layers.inputs import examples
 from methods.layers.masks import Masks
 from methods.layers.prunable import prunable_weights
 from methods.layers.training import finetuning, train_split
 from methods.pruning.calibration import check_amount, left_out, share_of_zeros
-from methods.pruning.n_m import keep_n_of_m, left_dense
+from methods.pruning.n_m import broken_patterns, fitting, keep_n_of_m, left_dense
 
 if TYPE_CHECKING:
     from harness.contracts import Context
@@ -146,6 +147,15 @@ class SparseGPT:
         visit(pruned, batch.inputs, context.signature, treat)
         context.progress(0.9, masks.shares(kept) + left_dense(left))
         return masks.finetune(pruned, kept, context, self.finetune_epochs, self.finetune_lr_scale)
+
+    def promises(self, original: nn.Module, compressed: nn.Module) -> Iterator[str]:
+        """Every layer has exactly as many zeros as were asked for, or the pattern."""
+        yield from promises.same_parameters(original, compressed)
+        if self.n is not None and self.m is not None:
+            yield from broken_patterns(compressed, fitting(original, self.m), self.n, self.m)
+            return
+        wanted = {name: round(self.share * size) for name, (_, size) in promises.zeros(original).items()}
+        yield from promises.layer_zeros(compressed, wanted)
 
 
 def hessian(layer: Layer, x: Tensor) -> Tensor:

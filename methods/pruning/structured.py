@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from methods.layers import promises
 from methods.layers.prunable import say_unreached
 from methods.layers.training import finetuning
 from methods.pruning.structure import budget, criteria, merging
@@ -175,3 +177,7 @@ class Structured:
             tuning.fit(smaller, tuning.recipe.finetune(self.finetune_epochs, self.finetune_lr_scale))
         context.progress(1.0, done)
         return smaller
+
+    def promises(self, original: nn.Module, compressed: nn.Module) -> Iterator[str]:
+        """The layers are smaller, and say so."""
+        yield from promises.smaller_layers(original, compressed, self.ratio)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from harness.calling import call
-from methods.layers import masks
+from methods.layers import masks, promises
 from methods.layers.attention import explicit
 from methods.layers.inputs import made_up
 from methods.layers.masks import Masks
@@ -95,6 +96,12 @@ class SynFlow:
         kept = prune(network, context, self.sparsity, self.iterations)
         masks.refuse_emptied(kept, f"sparsity {self.sparsity:g}")
         return train(network, kept, context, recipe)
+
+    def promises(self, original: nn.Module, compressed: nn.Module) -> Iterator[str]:
+        """Exactly the share of zeros that was asked for, and no layer without a weight."""
+        yield from promises.same_parameters(original, compressed)
+        yield from promises.sparsity(compressed, self.sparsity, "global")
+        yield from promises.no_layer_is_empty(compressed)
 
 
 def prune(network: nn.Module, context: Context, sparsity: float, iterations: int) -> Masks:

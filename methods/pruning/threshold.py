@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import torch
@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from harness.errors import Unsupported
-from methods.layers import masks
+from methods.layers import masks, promises
 from methods.layers.masks import Masks
 from methods.layers.prunable import prunable_weights, require_weights, say_unreached
 from methods.layers.training import finetuning
@@ -101,6 +101,19 @@ class Threshold:
             context.progress((number - 1) / self.rounds, f"round {number}: {masks.shares(kept)}")
             masks.finetune(pruned, kept, context, self.finetune_epochs, self.finetune_lr_scale)
         return pruned
+
+    def promises(self, original: nn.Module, compressed: nn.Module) -> Iterator[str]:
+        """The weights below the threshold are zero, or exactly the shares that were asked for."""
+        yield from promises.same_parameters(original, compressed)
+        yield from promises.no_layer_is_empty(compressed)
+        weights = prunable_weights(original)
+        if self.sparsity is not None:
+            wanted = {n: round(s * w.numel()) for (n, w), s in zip(weights.items(), self.sparsity, strict=True)}
+            yield from promises.layer_zeros(compressed, wanted)
+        elif self.rounds == 1:
+            values = {name: weight.detach() for name, weight in weights.items()}
+            low = {name: int((v.abs() < self._threshold(weights[name], v)).sum()) for name, v in values.items()}
+            yield from promises.layer_zeros(compressed, low)
 
     def _refuse_emptied(self, kept: Masks, when: str) -> None:
         if self.sparsity is not None:

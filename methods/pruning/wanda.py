@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Self
 
 import torch
@@ -11,14 +12,14 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 
 from harness.errors import Unsupported
-from methods.layers import masks
+from methods.layers import masks, promises
 from methods.layers.activations import Layer, batched, columns, matrix, unmatrix, visit
 from methods.layers.inputs import examples
 from methods.layers.masks import Masks
 from methods.layers.prunable import prunable_weights
 from methods.layers.training import finetuning, train_split
 from methods.pruning.calibration import check_amount, left_out, share_of_zeros
-from methods.pruning.n_m import keep_n_of_m, left_dense
+from methods.pruning.n_m import broken_patterns, fitting, keep_n_of_m, left_dense
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -119,6 +120,18 @@ class Wanda:
         visit(pruned, batch.inputs, context.signature, treat)
         context.progress(0.0, masks.shares(kept) + left_dense(left))
         return masks.finetune(pruned, kept, context, self.finetune_epochs, self.finetune_lr_scale)
+
+    def promises(self, original: nn.Module, compressed: nn.Module) -> Iterator[str]:
+        """Every row has as many zeros as were asked for, or the pattern."""
+        yield from promises.same_parameters(original, compressed)
+        for name, weight in prunable_weights(compressed).items():
+            if self.n is not None and self.m is not None:
+                if name in (layers := fitting(original, self.m)):
+                    yield from broken_patterns(compressed, {name: layers[name]}, self.n, self.m)
+                continue
+            rows = weight.flatten(1) if weight.ndim > 1 else weight[None]
+            if bool(((rows == 0).sum(1) < _lost(rows.shape[1], self.share)).any()):
+                yield f"a row of layer {name!r} has fewer zeros than were asked for"
 
     def _mask(self, values: Tensor, layer: Layer) -> Tensor:
         if self.n is not None and self.m is not None:

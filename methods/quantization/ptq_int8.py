@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from harness.calling import call
 from harness.contracts import Context, Scheme, Split
 from harness.errors import NotFinite, Unsupported
+from harness.quantized import WEIGHT_LIMIT, QuantizedConv2d, QuantizedLinear
 from harness.tasks.splits import cut
 from methods.layers.prunable import say_unreached
 from methods.layers.training import train_split
@@ -112,6 +113,21 @@ class PtqInt8:
         graph.meta["kept_float"] = dict(steps.kept_float)
         context.progress(1.0, f"{len(steps.layers)} layers in int8, {len(steps.kept_float)} in float")
         return graph
+
+    def promises(self, original: nn.Module, compressed: nn.Module) -> Iterator[str]:
+        """Layers store 8-bit integers, and compute with what these stand for."""
+        before = dict(original.named_modules())
+        layers = {n: m for n, m in compressed.named_modules() if isinstance(m, QuantizedConv2d | QuantizedLinear)}
+        if not layers:
+            yield "no layer is quantized"
+        for name, layer in layers.items():
+            if layer.stored_weight.dtype != torch.int8 or int(layer.stored_weight.abs().max()) > WEIGHT_LIMIT:
+                yield f"layer {name!r} stores other than integers in [-127, 127]"
+            if name in before and before[name].get_parameter("weight").shape != layer.stored_weight.shape:
+                yield f"layer {name!r} has another shape"
+            scale = layer.weight_scale.reshape(-1, *[1] * (layer.stored_weight.ndim - 1))
+            if not torch.equal(layer.weight, layer.stored_weight.float() * scale):
+                yield f"layer {name!r} computes with other weights than it stores"
 
     def _observe(
         self, graph: fx.GraphModule, observed: list[fx.Node], split: Split, context: Context

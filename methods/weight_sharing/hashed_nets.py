@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -283,6 +283,17 @@ class HashedNets:
             )
         fit = training(context).fit
         return network, fit, replace(recipe, lr=recipe.lr * self.lr_scale)
+
+    def promises(self, original: nn.Module, compressed: nn.Module) -> Iterator[str]:
+        """Every virtual weight is a real one or its negative, and there are as many real ones as were asked for."""
+        virtual = {id(layer.weight): layer.weight.numel() for layer in self._layers(original)}
+        real = sum(max(1, round(count / self.compression)) for count in virtual.values())
+        before, after = (sum(p.numel() for p in model.parameters()) for model in (original, compressed))
+        if before - after != sum(virtual.values()) - real:
+            yield f"{after} parameters are left of {before}, and {real} real weights stand for {sum(virtual.values())}"
+        for name, module in compressed.named_modules():
+            if isinstance(module, _Hashed) and not bool(torch.isin(module.weight.abs(), module.real.abs()).all()):
+                yield f"layer {name!r} has a weight that is none of its real ones"
 
     def _layers(self, model: nn.Module) -> list[tied.Layer]:
         layers = tied.layers(model)

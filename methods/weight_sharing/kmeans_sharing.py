@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -120,6 +121,16 @@ class KMeansSharing:
             tuned, _ = tied.train(model, shared, context, self._recipe(tuning.recipe), mean=False, others=True)
             return tuned
         return tied.write(copy.deepcopy(model), shared)
+
+    def promises(self, original: nn.Module, compressed: nn.Module) -> Iterator[str]:
+        """No more different weights than entries, and zeros stay."""
+        for layer in tied.layers(compressed):
+            if self.keep_zeros and not torch.equal(layer.weight == 0, original.get_parameter(layer.key) == 0):
+                yield f"layer {layer.name!r} has zeros elsewhere"
+            for row in [layer.weight] if self.scope == "layer" else layer.weight:
+                values = row[row != 0] if self.keep_zeros else row
+                if torch.unique(values).numel() > self.entries(layer.module):
+                    yield f"layer {layer.name!r} has more different weights than entries"
 
     def _recipe(self, recipe: Recipe) -> Recipe:
         return replace(recipe.finetune(self.finetune_epochs), optimizer="adam", lr=self.finetune_lr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -169,6 +170,19 @@ class ProductQuantization:
         if self.finetune_epochs:
             student, _ = self._tune(student, shared, self.finetune_epochs, context)
         return student.train(model.training)
+
+    def promises(self, original: nn.Module, compressed: nn.Module) -> Iterator[str]:
+        """No more different blocks in a layer than entries in its codebook."""
+        changed = 0
+        for layer in tied.layers(compressed):
+            if torch.equal(layer.weight, original.get_parameter(layer.key)):
+                continue
+            changed += 1
+            different = len(torch.unique(layer.weight.reshape(-1, self.width(layer)), dim=0))
+            if different > self.entries(layer):
+                yield f"layer {layer.name!r} has {different} different blocks, and {self.entries(layer)} entries"
+        if changed < len(self._layers(original)):
+            yield f"{changed} layers of {len(self._layers(original))} have changed"
 
     def _refuse(self, model: nn.Module) -> None:
         layers = tied.layers(model)
