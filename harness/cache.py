@@ -44,7 +44,10 @@ def lookup(folder: Path, not_before: float = 0.0) -> dict[str, Any] | None:
 
 
 def obtain(
-    folder: Path, fill: Callable[[Path], dict[str, Any]], not_before: float = 0.0
+    folder: Path,
+    fill: Callable[[Path], dict[str, Any]],
+    not_before: float = 0.0,
+    usable: Callable[[Path], bool] = Path.is_dir,
 ) -> tuple[dict[str, Any], bool]:
     """Return a folder's description, filling the folder first where it is not there.
 
@@ -56,6 +59,8 @@ def obtain(
         ``fill(temporary_folder)`` writes the files and returns the description (JSON).
     not_before : float
         Fill again what is older than this Unix time.
+    usable : callable
+        ``usable(folder)``: False fills again what is there, such as a model that another machine has written.
 
     Returns
     -------
@@ -67,7 +72,7 @@ def obtain(
     StoreError
         If the disk is full or cannot be written.
     """
-    if meta := lookup(folder, not_before):
+    if (meta := lookup(folder, not_before)) and usable(folder):
         return meta, True
     try:
         with scratch_folder(folder.parent) as scratch:

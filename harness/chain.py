@@ -117,7 +117,7 @@ def baseline(work: Work) -> Stored:
         metrics = dict(train(model, recipe))
         return {**_save(model.eval(), place), "metrics": metrics, "cores": environment.cores(), "notes": notes}
 
-    meta, cached = cache.obtain(folder, fill)
+    meta, cached = cache.obtain(folder, fill, usable=_is_ours)
     work.heard(meta)
     work.stages.append({"name": "train", "cached": cached, "seconds": meta["seconds"], **meta["metrics"]})
     return _stored(folder, meta)
@@ -174,7 +174,7 @@ def step(work: Work, before: Stored, item: Mapping[str, Any], original: Stored) 
                 raise Unsupported(f"{item['name']}: {error}") from None
             return {**_save(compressed.eval(), place), "notes": notes, "warnings": warnings}
 
-    meta, cached = cache.obtain(folder, fill, work.not_before)
+    meta, cached = cache.obtain(folder, fill, work.not_before, usable=_is_ours)
     work.heard(meta)
     work.stages.append({"name": item["name"], "cached": cached, "seconds": meta["seconds"]})
     return _stored(folder, meta)
@@ -200,7 +200,7 @@ def _given(work: Work, key: str) -> Stored:
     with scratch_folder(paths.cache("models")) as scratch:
         sha256 = _save(model, Path(scratch))["sha256"]
     folder = paths.cache("models", digest([key, sha256]))
-    meta, _ = cache.obtain(folder, lambda place: _save(model, place))
+    meta, _ = cache.obtain(folder, lambda place: _save(model, place), usable=_is_ours)
     work.stages.append({"name": "model", "cached": False, "seconds": round(time.perf_counter() - begin, 3)})
     return _stored(folder, meta)
 
@@ -211,6 +211,13 @@ def _save(model: nn.Module, folder: Path) -> dict[str, Any]:
     path = folder / "model.pt"
     modelfile.save(model, path)
     return {"sha256": file_sha256(path)}
+
+
+def _is_ours(folder: Path) -> bool:
+    """A cached model counts only where this machine wrote it: one from elsewhere could be anything."""
+    from harness import modelfile
+
+    return modelfile.is_ours(folder / "model.pt")
 
 
 def _stored(folder: Path, meta: Mapping[str, Any]) -> Stored:

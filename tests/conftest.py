@@ -13,8 +13,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 @pytest.fixture(autouse=True, scope="session")
 def _home(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Tests must never touch the user's own results."""
+    """Tests must never touch the user's own results, nor make the key that marks the user's model files."""
     os.environ["ASSAY_HOME"] = str(tmp_path_factory.mktemp("assay") / "home")
+    os.environ["ASSAY_KEY_FILE"] = str(tmp_path_factory.mktemp("assay-key") / "key")
 
 
 @pytest.fixture(autouse=True)
