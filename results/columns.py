@@ -798,7 +798,6 @@ COLUMNS: tuple[Column, ...] = (
         "of the stored model before compression; runs are compared only where it is equal",
         "sha256 hex",
         "Provenance",
-        field="VARCHAR",
         why=("not_ok", _MODEL),
     ),
     _plain("git_commit", "of Assay's checkout", "hex", "Provenance", why=_GIT),

@@ -50,6 +50,7 @@ _RECORD_PLAIN = (
     "dataset_hash",
     "git_commit",
     "git_dirty",
+    "original_sha256",
     "random_in_evaluation",
     "warmup_queries",
     *(column.name for column in COLUMNS if column.field),

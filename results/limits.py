@@ -17,6 +17,7 @@ from pydantic import AfterValidator, ConfigDict, Field, Strict, TypeAdapter, Val
 from typing_extensions import TypedDict
 
 from harness.record import STATUSES
+from results.columns import COLUMNS
 
 VERDICTS = ("reproduced", "not reproduced", "stand-in", "holds", "does not hold", "inconclusive", "not run")
 
@@ -234,6 +235,8 @@ class _Workload(TypedDict):
 # ---------------------------------------------------------------------------------------------------------------------
 # The table
 
+_FIELDS: dict[str, Any] = {"BIGINT": _Count, "DOUBLE": _Amount, "VARCHAR": _AnyText}
+"""What a field that is stored as it is measured may be, by the type of its column."""
 _REQUIRED: dict[str, Any] = {
     "run_id": _Id,
     "created_at": _Created,
@@ -260,13 +263,10 @@ _COMMON: dict[str, Any] = {
     "machine": Annotated[_Machine, AfterValidator(_tree)] | None,
     "conditions": _Object | None,
     "effective": _Object | None,
-    "precision": _AnyText | None,
     "artifact": _Artifact | None,
     "weights": Annotated[_Weights, AfterValidator(_tree)] | None,
-    **dict.fromkeys(("params_original", "params_total", "params_nonzero", "macs", "warmup_queries"), _Count | None),
-    "load_ms": _Amount | None,
-    "first_ms": _Amount | None,
-    "peak_rss_bytes": _Count | None,
+    "warmup_queries": _Count | None,
+    **{column.name: _FIELDS[column.field] | None for column in COLUMNS if column.field},
     "energy": Annotated[list[_Reading], _Strict, Field(max_length=1000)] | None,
     "stages": Annotated[list[_Step], _Strict, Field(max_length=1000), AfterValidator(_tree)] | None,
     "reasons": _TextByName | None,

@@ -43,6 +43,7 @@ CREATE TABLE records ( -- One row a run: the scalar fields and JSON fields of it
     conditions JSON NOT NULL, -- what varies on one machine: load average, clock in MHz (JSON object)
     effective JSON NOT NULL, -- what the runtime said of itself, and the quantization scheme (JSON object)
     /* fields */
+    original_sha256 VARCHAR, -- of the stored model before compression; runs are compared only where it is equal (sha256 hex)
     random_in_evaluation BOOLEAN, -- whether two calls of the torch model on equal inputs differed: scores are not compared (true/false)
     signature JSON, -- names, shapes and dtypes of inputs and outputs (JSON object)
     workload JSON, -- what one timed query is: phases, sizes, unit (JSON object)

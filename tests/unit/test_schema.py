@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 from harness import environment, metrics, stats
 from harness.contracts import Store as StoreContract
+from harness.record import Record
 from harness.registry import resolve
 from results import columns, comparisons, database, ingest, queries, records, schema
 from results.store import Store
@@ -426,6 +428,27 @@ def test_a_newer_baseline_replaces_the_comparison(tmp_path: Path) -> None:
     assert len(queries.query(store.path, f"SELECT * FROM comparisons WHERE run_id = '{pruned['run_id']}'")) == 1
 
 
+def test_a_merged_record_is_no_baseline_of_our_own_runs(tmp_path: Path) -> None:
+    """A record from elsewhere may copy every field that is compared, and have any clock."""
+    ours, pruned = record(), record(chain=PRUNED)
+    forged = record(created_at="2026-06-01T00:00:00+00:00", latency_ns=[1] * 700)
+    forged_pruned = record(chain=PRUNED, created_at="2026-06-02T00:00:00+00:00")
+    connection = duckdb.connect()
+    connection.execute("SET TimeZone = 'UTC'")
+    schema.create(connection)
+    stored = [records.checked("record", run) for run in (ours, pruned)]
+    stored += [
+        dataclasses.replace(records.checked("record", run), origin="elsewhere") for run in (forged, forged_pruned)
+    ]
+    ingest.insert(connection, stored)
+    pairs = dict(connection.execute("SELECT run_id, baseline_run_id FROM pairs").fetchall())
+    assert pairs[pruned["run_id"]] == ours["run_id"]
+    assert pairs[forged_pruned["run_id"]] == forged["run_id"]
+    latest = connection.execute("SELECT run_id FROM latest ORDER BY run_id").fetchall()
+    assert latest == [(ours["run_id"],), (pruned["run_id"],)]
+    assert connection.execute("SELECT last_run_id FROM machines").fetchall() == [(pruned["run_id"],)]
+
+
 def test_a_language_models_phases_have_their_own_columns(tmp_path: Path) -> None:
     workload = {"phases": [["prefill", 1], ["decode", 3]], "sizes": {"tokens": 16}, "unit": "token"}
     latency = {"decode": [2_000_000] * 300, "prefill": [10_000_000] * 100}
@@ -479,5 +502,8 @@ def test_a_column_is_one_row_of_a_table() -> None:
     assert {column.section for column in columns.COLUMNS} - {""} <= set(columns.SECTIONS)
     for column in columns.COLUMNS:
         shown = column.shown
+        if column.field:
+            assert column.name in {field.name for field in dataclasses.fields(Record)}
+            assert schema.documented()["records"].columns[column.name] == f"{column.text} ({column.unit})"
         for name in filter(None, (shown.low, shown.high, shown.change, shown.kind) if shown else ()):
             assert name in columns.BY_NAME
