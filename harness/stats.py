@@ -161,6 +161,9 @@ def interval(metric: Metric, scores: FloatArray, seed: int) -> Interval:
 
     Wilson's where the metric is a proportion, else the percentile bootstrap (Efron 1979) of 10,000 draws.
 
+    Resampled examples repeat, so a metric that rare classes weigh much in (macro F1 of a thousand classes) is lower on
+    them than on the set, and so are the ends of its interval.
+
     Parameters
     ----------
     metric : Metric
