@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import importlib
 import importlib.metadata
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,22 +77,21 @@ def table(kind: Kind) -> Mapping[str, Entry]:
         If a file of the user's stands where Python finds Assay's own package first.
     """
     about = KINDS[kind]
-    package = importlib.import_module(about.package)
-    _check_ours(package)
-    entries: dict[str, Entry] = dict(package.TABLE)
+    _check_ours(about.package)
+    entries: dict[str, Entry] = dict(importlib.import_module(about.package).TABLE)
     for point in importlib.metadata.entry_points(group=about.group):
         origin = point.dist.name if point.dist else "another distribution"
         entries.setdefault(point.name, Entry(point.value, f"from {origin}"))
     return entries
 
 
-def _check_ours(package: Any) -> None:
-    """Refuse a user's ``methods.py`` or ``hardware.py`` that hides Assay's own: a script's folder comes first."""
-    ours = Path(__file__).parents[1]
-    file = Path(getattr(package, "__file__", None) or "(a folder)")
-    if not file.is_relative_to(ours):
+def _check_ours(package: str) -> None:
+    """Refuse a user's ``methods.py`` that hides Assay's own, before it is imported: a script's folder comes first."""
+    spec = importlib.util.find_spec(package)
+    file = Path(spec.origin if spec and spec.origin else "(no file)")
+    if not file.is_relative_to(Path(__file__).parents[1]):
         raise InputError(
-            f"Python finds {package.__name__!r} in {file}, which hides Assay's own package of that name. "
+            f"Python finds {package!r} in {file}, which hides Assay's own package of that name. "
             "Start Python with -P, use the command assay, or rename the file."
         )
 
