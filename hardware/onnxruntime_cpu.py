@@ -16,70 +16,18 @@ from pydantic.dataclasses import dataclass
 
 from hardware import ports, stored
 from hardware.artifacts import FORWARD, build_onnx, onnx_file
-from hardware.kernels import Kernel, attention_macs, matrix_macs, stored_as, summary, weights_and_activations
+from hardware.kernels import Kernel, stored_as, summary, weights_and_activations
+from hardware.onnx_operators import INTEGER, OPERATORS
 from hardware.packages import missing
 from harness.contracts import JSON, Scheme
 from harness.errors import DataError, InputError, Unsupported, explanation
-from harness.measure.counts import convolution_macs, recurrent_macs
 
 if TYPE_CHECKING:
     from torch import nn
 
     from harness.contracts import Arrays, Signature, Tensors
 
-_ERRORS_ONLY = 3
-_Shapes = Sequence[Sequence[int]]
-
-
-def _convolution(weight: int) -> Callable[[_Shapes, _Shapes], int]:
-    return lambda inputs, outputs: convolution_macs(outputs[0], inputs[weight])
-
-
-def _matrices(left: int, right: int) -> Callable[[_Shapes, _Shapes], int]:
-    return lambda inputs, outputs: matrix_macs(outputs[0], inputs[left], inputs[right])
-
-
-def _recurrent(inputs: _Shapes, outputs: _Shapes) -> int:
-    del outputs
-    return recurrent_macs(inputs[0], inputs[1], inputs[2])
-
-
-def _attention(inputs: _Shapes, outputs: _Shapes) -> int:
-    """Attention with or without a projection of its own; a cache makes the keys more than the queries."""
-    query, second = inputs[0], inputs[1]
-    if len(query) == 3 and len(second) == 2:  # (n, tokens, in) by (in, 3 x width), then attention over the tokens
-        width = outputs[0][-1]
-        return matrix_macs([*query[:-1], second[1]], query, second) + attention_macs([*query[:-1], width], query[1])
-    present = next((shape for shape in outputs[1:] if len(shape) == 4), None)
-    return attention_macs(outputs[0], present[-2] if present else second[-2])
-
-
-# How many multiply-accumulates an operation makes, from the shapes of its inputs and outputs.
-_MACS: dict[str, Callable[[_Shapes, _Shapes], int]] = {
-    **dict.fromkeys(("Conv", "FusedConv", "NhwcFusedConv", "ConvInteger"), _convolution(1)),
-    "QLinearConv": _convolution(3),
-    "ConvTranspose": lambda inputs, outputs: convolution_macs(inputs[0], inputs[1]),
-    **dict.fromkeys(
-        ("Gemm", "FusedGemm", "MatMul", "FusedMatMul", "TransposeMatMul", "MatMulInteger", "MatMulIntegerToFloat",
-         "DynamicQuantizeMatMul"),
-        _matrices(0, 1),
-    ),
-    **dict.fromkeys(("QGemm", "QLinearMatMul"), _matrices(0, 3)),
-    "MatMulNBits": lambda inputs, outputs: int(np.prod(outputs[0])) * inputs[0][-1],
-    **dict.fromkeys(("LSTM", "GRU", "RNN", "DynamicQuantizeLSTM"), _recurrent),
-    **dict.fromkeys(("Attention", "MultiHeadAttention", "GroupQueryAttention", "QAttention"), _attention),
-}  # fmt: skip
-_INTEGER = {
-    "ConvInteger",
-    "QLinearConv",
-    "QGemm",
-    "MatMulInteger",
-    "MatMulIntegerToFloat",
-    "DynamicQuantizeMatMul",
-    "QLinearMatMul",
-    "DynamicQuantizeLSTM",
-    "QAttention",
-}
+_ERRORS_ONLY, _FATAL_ONLY = 3, 4
 _TYPES = {"float": "f32", "double": "f64", "float16": "f16", "bfloat16": "bf16", "uint8": "u8", "int8": "s8"}
 _BITS = {"float": 32, "double": 64, "float16": 16, "bfloat16": 16}
 _DTYPES = {
@@ -222,14 +170,9 @@ class OnnxRuntimeDeployed:
     def _profile(self) -> Iterator[Kernel]:
         with tempfile.TemporaryDirectory(prefix="assay-profile-") as folder:
             options = self._options()
-            options.enable_profiling = True
-            options.profile_file_prefix = str(Path(folder) / "profile")
             # Prepacked weights lose their shapes in the profile; the choice of kernels is made before.
             options.add_session_config_entry("session.disable_prepacking", "1")
-            session = self._open(options)
-            session.run(None, dict(zip(self._names, self._bound.values(), strict=True)))
-            events = json.loads(Path(session.end_profiling()).read_text())
-            nodes = [event["args"] for event in events if event.get("cat") == "Node" and "op_name" in event["args"]]
+            nodes = profiled(self._open, options, dict(zip(self._names, self._bound.values(), strict=True)), folder)
             packed: dict[tuple[int, ...], tuple[int, int]] = {}
             if any(node["op_name"] == "MatMulNBits" for node in nodes):
                 packed = self._packed(Path(folder) / "optimized.onnx")
@@ -283,6 +226,43 @@ class OnnxRuntimeDeployed:
         self._values = {}
 
 
+def profiled(
+    open_session: Callable[[Any], Any], options: Any, feeds: Mapping[str, Any], folder: str
+) -> list[dict[str, Any]]:
+    """What the runtime's profile of one run says of every node that was executed."""
+    options.enable_profiling = True
+    options.profile_file_prefix = str(Path(folder) / "profile")
+    session = open_session(options)
+    session.run(None, feeds)
+    events = json.loads(Path(session.end_profiling()).read_text())
+    return [event["args"] for event in events if event.get("cat") == "Node" and "op_name" in event["args"]]
+
+
+def unoptimized_macs(path: Path, feeds: Mapping[str, Any]) -> int:
+    """Multiply-accumulates of a file's own operators, counted while they run.
+
+    Raises
+    ------
+    Unsupported
+        If the runtime cannot run the file on these inputs.
+    """
+    ort = _runtime()
+    options = ort.SessionOptions()
+    options.log_severity_level = _FATAL_ONLY  # an error is raised as well
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.disable_prepacking", "1")
+
+    def open_session(options: Any) -> Any:
+        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    try:
+        with tempfile.TemporaryDirectory(prefix="assay-profile-") as folder:
+            nodes = profiled(open_session, options, feeds, folder)
+    except Exception as error:  # its exceptions share no base class below Exception
+        raise Unsupported(f"ONNX Runtime cannot run {path.name} to count: {explanation(error)}") from error
+    return sum(_macs(node) for node in nodes)
+
+
 def _check(name: str, taken: Any, array: Any) -> None:
     kind = taken.type.removeprefix("tensor(").removesuffix(")")
     if _DTYPES.get(kind) != str(array.dtype):
@@ -295,16 +275,23 @@ def _check(name: str, taken: Any, array: Any) -> None:
 
 
 def _kernel(arguments: Mapping[str, Any], packed: Mapping[tuple[int, ...], tuple[int, int]]) -> Kernel:
-    kind = arguments["op_name"]
-    inputs, outputs = (
-        [next(iter(item.items())) for item in arguments[key]] for key in ("input_type_shape", "output_type_shape")
-    )
+    kind, outputs = arguments["op_name"], _shapes(arguments, "output_type_shape")
     output_type = outputs[0][0] if outputs else "none"
     precision = _TYPES.get(output_type, output_type)
-    if kind not in _MACS:
-        return Kernel(kind=kind, precision=precision)
-    macs = _MACS[kind]([shape for _, shape in inputs], [shape for _, shape in outputs])
     if kind == "MatMulNBits":
-        bits, activations = packed[tuple(inputs[1][1])]
+        bits, activations = packed[tuple(_shapes(arguments, "input_type_shape")[1][1])]
         precision = weights_and_activations(bits, activations or _BITS.get(output_type, 32))
-    return Kernel(kind=kind, precision="int8" if kind in _INTEGER else precision, macs=macs)
+    return Kernel(kind=kind, precision="int8" if kind in INTEGER else precision, macs=_macs(arguments))
+
+
+def _macs(arguments: Mapping[str, Any]) -> int:
+    count = OPERATORS.get(arguments["op_name"])
+    if count is None:
+        return 0
+    return count(
+        *([shape for _, shape in _shapes(arguments, key)] for key in ("input_type_shape", "output_type_shape"))
+    )
+
+
+def _shapes(arguments: Mapping[str, Any], key: str) -> list[tuple[str, list[int]]]:
+    return [next(iter(item.items())) for item in arguments[key]]
