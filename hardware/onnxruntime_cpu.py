@@ -288,9 +288,8 @@ def _macs(arguments: Mapping[str, Any]) -> int:
     count = OPERATORS.get(arguments["op_name"])
     if count is None:
         return 0
-    return count(
-        *([shape for _, shape in _shapes(arguments, key)] for key in ("input_type_shape", "output_type_shape"))
-    )
+    inputs, outputs = (_shapes(arguments, key) for key in ("input_type_shape", "output_type_shape"))
+    return count([shape for _, shape in inputs], [shape for _, shape in outputs])
 
 
 def _shapes(arguments: Mapping[str, Any], key: str) -> list[tuple[str, list[int]]]:

@@ -18,6 +18,9 @@ from harness.contracts import Hardware, Port, Scheme, Signature
 from harness.quantized import ActivationQuantizer, QuantizedLinear
 
 onnx = pytest.importorskip("onnx")
+
+from onnx.reference import ReferenceEvaluator  # noqa: E402  (after the check that onnx is there)
+
 RUNTIMES: dict[str, Hardware] = {"torch": Torch(), "onnxruntime": OnnxRuntime(), "openvino": OpenVino()}
 
 
@@ -194,7 +197,7 @@ def test_weights_in_few_bits_are_named_with_their_activations(
     # The name tells what the numbers show: activations of 8 bits leave an error, those of 32 none.
     deployed.bind({"x": x})
     deployed()
-    exact = onnx.reference.ReferenceEvaluator(str(tmp_path / "m.onnx")).run(None, {"x": x})[0]
+    exact = ReferenceEvaluator(str(tmp_path / "m.onnx")).run(None, {"x": x})[0]
     error = np.abs(deployed.fetch()["y"] - exact).max() / np.abs(exact).max()
     assert error < 1e-5 if activations == 32 else 1e-4 < error < 2e-2
 

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 
-from hardware import onnx_signature, stored  # noqa: E402  (after the check that onnx is there)
+from onnx.reference import ReferenceEvaluator  # noqa: E402  (after the check that onnx is there)
+
+from hardware import onnx_signature, stored  # noqa: E402
 from hardware.export import to_onnx  # noqa: E402
 from hardware.onnxruntime_cpu import OnnxRuntime  # noqa: E402
 from hardware.openvino_cpu import OpenVino  # noqa: E402
@@ -70,8 +72,8 @@ def tokens(path: Path, **options: Any) -> Path:
         {
             "weight": weight,
             "bias": np.ones(3, np.float32),
-            "half": np.float32([0.5]),
-            "axes": np.int64([1]),
+            "half": np.full(1, 0.5, np.float32),
+            "axes": np.ones(1, np.int64),
         },
         **options,
     )
@@ -203,7 +205,7 @@ class GivenFile(nn.Module):
 def test_a_file_is_deployed_as_it_is(hardware: Hardware, beside: bool, tmp_path: Path) -> None:
     if reason := hardware.unavailable():
         pytest.skip(reason)
-    options = {"save_as_external_data": True, "location": "weights.bin", "size_threshold": 40} if beside else {}
+    options = {"save_as_external_data": True, "location": "weights.bin", "size_threshold": 80} if beside else {}
     path = tokens(tmp_path / "given.onnx", **options)
     signature = onnx_signature.read_signature(path)
     artifact = hardware.build(GivenFile(path), signature, {}, tmp_path / "built")
@@ -211,11 +213,14 @@ def test_a_file_is_deployed_as_it_is(hardware: Hardware, beside: bool, tmp_path:
     assert copy.read_bytes() == path.read_bytes()
     if beside:
         assert (artifact / "weights.bin").read_bytes() == (tmp_path / "weights.bin").read_bytes()
-    inputs = {"ids": np.int32([[3, 4, 5], [6, 7, 49]]), "attention_mask": np.ones((2, 3), np.int64)}
+    inputs: dict[str, Any] = {
+        "ids": np.array([[3, 4, 5], [6, 7, 49]], np.int32),
+        "attention_mask": np.ones((2, 3), np.int64),
+    }
     deployed = hardware.load(artifact, signature=signature, inputs=inputs, threads=1)
     deployed.bind(inputs)
     deployed()
-    expected = onnx.reference.ReferenceEvaluator(str(path)).run(["scores"], inputs)
+    expected = ReferenceEvaluator(str(path)).run(["scores"], inputs)
     got = deployed.fetch()
     assert got["scores"] == pytest.approx(expected[0], abs=1e-5)
     assert np.array_equal(got["mask"], inputs["attention_mask"])
@@ -230,7 +235,7 @@ def test_files_that_are_not_what_they_say_are_refused(tmp_path: Path) -> None:
             hardware.build(GivenFile(tmp_path / name), signature, {}, tmp_path / "built")
         with pytest.raises(DataError, match=said):
             onnx_signature.read_signature(tmp_path / name)
-    path = tokens(tmp_path / "m.onnx", save_as_external_data=True, location="weights.bin", size_threshold=40)
+    path = tokens(tmp_path / "m.onnx", save_as_external_data=True, location="weights.bin", size_threshold=80)
     (tmp_path / "secret").write_text("secret")
     model = onnx.load(path, load_external_data=False)
     for place, said in (("../secret", "plain file in its own folder"), ("/etc/passwd", "plain file"), ("gone", "gone")):
