@@ -354,7 +354,8 @@ def read(
         If the part is damaged. Nothing larger than a small multiple of ``count`` elements is allocated before that.
     """
     kind = reader.byte()
-    if depth >= _MAX_DEPTH or kind >= len(NAMES) or (count == 0 and kind != DENSE):
+    # Sparse arrays in sparse ones save nothing, and each would take a tensor's memory again.
+    if depth >= (1 if kind == SPARSE else _MAX_DEPTH) or kind >= len(NAMES) or (count == 0 and kind != DENSE):
         raise damaged("a representation of unknown kind")
     if trace and named and kind != SPARSE:
         trace.parts.append(NAMES[kind])
@@ -364,24 +365,24 @@ def read(
         return _read_dense(reader, count, dtype, trace)
     if kind == SPARSE:
         fill = _pattern(reader, dtype)
-        positions = sparse.read(reader, count, trace)
-        entries = read(reader, len(positions), dtype, trace, depth + 1, named)
+        stored = sparse.read(reader, count, trace)
+        entries = read(reader, int(np.count_nonzero(stored)), dtype, trace, depth + 1, named)
         values = np.full(count, fill, dtype) if fill else np.zeros(count, dtype)
-        values[positions] = entries
+        values[stored] = entries
         return values
     if kind == CODEBOOK:
         size = reader.varint(min(count, _MAX_BOOK))
         book = read(reader, size, dtype, trace, depth + 1, False)
         if not size:
             raise damaged("an empty codebook")
-        return book.take(streams.read(reader, count, size, trace))
+        return _looked_up(book, streams.read(reader, count, size, trace))
     if kind == BLOCKS:
         block = reader.varint(min(count, _BLOCK_SIZES[-1]))
         size = reader.varint(_MAX_BOOK)
         if not block or count % block or not 0 < size * block <= count:
             raise damaged(f"{size} blocks of {block} in an array of {count}")
         book = read(reader, size * block, dtype, trace, depth + 1, False).reshape(size, block)
-        return book.take(streams.read(reader, count // block, size, trace), axis=0).ravel()
+        return _looked_up(book, streams.read(reader, count // block, size, trace)).ravel()
     group = reader.varint(count)
     zigzag, size, extra = reader.varint(1 << 16), reader.varint(1 << 16), reader.varint(1)
     if dtype != np.uint32 or not group or count % group or not size:
@@ -396,6 +397,14 @@ def read(
     if extra:
         values[signed] = _NEGATIVE_ZERO
     return values
+
+
+def _looked_up(book: Array, index: Array) -> Array:
+    """Entries of a codebook, a part at a time: numpy makes eight bytes of each index that it uses."""
+    found = np.empty((len(index), *book.shape[1:]), book.dtype)
+    for begin in range(0, len(index), _ENOUGH):
+        book.take(index[begin : begin + _ENOUGH], axis=0, out=found[begin : begin + _ENOUGH], mode="clip")
+    return found
 
 
 def _pattern(reader: Reader, dtype: np.dtype[Any]) -> int:

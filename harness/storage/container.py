@@ -45,6 +45,20 @@ _UNSIGNED: dict[int, np.dtype[Any]] = {
 _MAX_DIMENSIONS = 64
 _MAX_NAME = 1024
 """Bytes of a name: names share beginnings, so a few bytes of a file may name a long one."""
+_MAX_TENSORS = 1 << 17
+_NAMES_PER_BYTE = 32
+"""Bytes of all names that a byte of the directory may stand for."""
+_FREE_BYTES = 1 << 26
+_BYTES_PER_BYTE = 256
+
+
+def default_limit(data: bytes | memoryview) -> int:
+    """Bytes of tensors that a file of this length may announce where the caller sets no limit of its own.
+
+    A caller that has the model knows better: it needs no more than the model's own tensors take.
+    """
+    return max(_FREE_BYTES, _BYTES_PER_BYTE * len(data))
+
 
 _STORED, _SAME, _EQUAL = range(3)
 _KINDS = ("stored", "shared", "equal")
@@ -163,7 +177,7 @@ class Container:
         body = bytes(head.data) + bytes(directory.data) + bytes(payloads.data)
         return body + _checksum(memoryview(body))
 
-    def decode(self, data: bytes | memoryview, *, max_bytes: int = 2**32) -> dict[str, Tensor]:
+    def decode(self, data: bytes | memoryview, *, max_bytes: int | None = None) -> dict[str, Tensor]:
         """The tensors of a container, on the CPU, contiguous.
 
         Parameters
@@ -171,7 +185,8 @@ class Container:
         data : bytes or memoryview
             The whole file.
         max_bytes : int
-            Refuse a file whose tensors are announced to take more, before anything is allocated for them.
+            Refuse a file whose tensors are announced to take more, before anything is allocated for them: what the
+            model's own tensors take, where it is known. Default: :func:`default_limit`.
 
         Returns
         -------
@@ -182,7 +197,7 @@ class Container:
         ------
         DataError
             If the file is truncated, damaged, of another format or version, or larger than ``max_bytes`` when read.
-            Memory stays below about twenty times the largest tensor's elements, plus the tensors announced.
+            Memory stays within six times the bytes of the largest tensor, plus those of all of them.
         """
         items, payloads = _open(data, max_bytes)
         made: list[Tensor] = []
@@ -194,7 +209,7 @@ class Container:
                 made.append(source if item.kind == _SAME else source.clone())
         return {item.name: tensor for item, tensor in zip(items, made, strict=True)}
 
-    def report(self, data: bytes | memoryview, *, max_bytes: int = 2**32) -> list[dict[str, Any]]:
+    def report(self, data: bytes | memoryview, *, max_bytes: int | None = None) -> list[dict[str, Any]]:
         """What each tensor takes.
 
         Parameters
@@ -287,7 +302,7 @@ def save(state: Mapping[str, Tensor], path: Path, *, entropy: Entropy = "auto") 
     return len(data)
 
 
-def load(path: Path, *, max_bytes: int = 2**32) -> dict[str, Tensor]:
+def load(path: Path, *, max_bytes: int | None = None) -> dict[str, Tensor]:
     """Read a container file.
 
     Raises
@@ -356,7 +371,7 @@ def _common(a: bytes, b: bytes) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def _open(data: bytes | memoryview, max_bytes: int) -> tuple[list[_Item], Reader]:
+def _open(data: bytes | memoryview, max_bytes: int | None) -> tuple[list[_Item], Reader]:
     """The directory, and a reader that stands at the first payload; every size is checked against the file's."""
     whole = memoryview(data).cast("B")
     if bytes(whole[: len(MAGIC)]) != MAGIC:
@@ -373,17 +388,22 @@ def _open(data: bytes | memoryview, max_bytes: int) -> tuple[list[_Item], Reader
         raise damaged("the checksum does not fit the content: it is truncated or was changed")
     head = Reader(body)
     head.raw(len(MAGIC) + 1)
-    count = head.varint(len(whole))
-    directory = Reader(head.raw(head.varint()))
+    count = head.varint(min(len(whole), _MAX_TENSORS))
+    listing = head.raw(head.varint())
+    directory = Reader(listing)
     items: list[_Item] = []
-    before, left = b"", max_bytes
+    limit = default_limit(whole) if max_bytes is None else max_bytes
+    before, left, names = b"", limit, _NAMES_PER_BYTE * len(listing) + (1 << 16)
     for _ in range(count):
         items.append(_item(directory, before, items))
         before = _text(items[-1].name)
+        names -= len(before)
+        if names < 0:
+            raise damaged("names that are much longer together than the directory")
         left -= items[-1].plain_bytes if items[-1].kind != _SAME else 0
         if left < 0:
             raise DataError(
-                f"The container announces more than {max_bytes} bytes of tensors, the most that may be read "
+                f"The container announces more than {limit} bytes of tensors, the most that may be read "
                 "(max_bytes). If you trust the file, raise that limit."
             )
     directory.finish()

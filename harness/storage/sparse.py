@@ -29,6 +29,7 @@ NAMES = ("bitmap", "relative-index", "gaps", "density-gaps")
 _WIDTHS = range(2, 13)
 _ESCAPES = (7, 15, 31, 63, 127, 255, 511, 1023)
 _MAX_CLASSES = 8
+_CHUNK = 1 << 17
 _DENSITY_BITS = rans.MAX_BITS
 
 
@@ -145,7 +146,7 @@ def _tagged(kind: int, stream: Plan, *numbers: int) -> Plan:
 
 
 def read(reader: Reader, count: int, trace: Trace | None) -> Array:
-    """Positions of the stored values, fillers included: int64, ascending.
+    """Where values are stored, fillers included: bool, shape (count,).
 
     Raises
     ------
@@ -158,29 +159,45 @@ def read(reader: Reader, count: int, trace: Trace | None) -> Array:
     if trace:
         trace.parts.append(NAMES[kind])
     if kind == BITMAP:
-        packed = streams.read(reader, -(-count // 8), 256, trace).astype(np.uint8)
-        mask = np.unpackbits(packed)
-        if mask[count:].any():
+        packed = streams.read(reader, -(-count // 8), 256, trace).astype(np.uint8, copy=False)
+        bits = np.unpackbits(packed)
+        if bits[count:].any():
             raise damaged("a bitmap with entries behind its end")
-        return np.flatnonzero(mask)
+        mask: Array = bits[:count].view(np.bool_)
+        return mask
     if kind == DENSITY:
         return _read_density(reader, count, trace)
     entries = reader.varint(count)
+    mask = np.zeros(count, np.bool_)
     if kind == RELATIVE:
-        bits = reader.varint(_WIDTHS[-1])
-        advance = streams.read(reader, entries, 1 << bits, trace).astype(np.int64) + 1
-        positions = np.cumsum(advance) - 1
+        symbols = streams.read(reader, entries, 1 << reader.varint(_WIDTHS[-1]), trace)
+        found = _mark(mask, symbols, None)
     else:
         total = reader.varint(count + entries)
         escape = reader.varint(_ESCAPES[-1])
-        symbols = streams.read(reader, total, escape + 1, trace)
-        stored = symbols != escape
-        positions = (np.cumsum(symbols + stored.astype(np.int64)) - 1)[stored]
-        if len(positions) != entries:
-            raise damaged(f"{len(positions)} entries where {entries} are announced")
-    if len(positions) and int(positions[-1]) >= count:
-        raise damaged("an entry behind the tensor's end")
-    return positions
+        found = _mark(mask, streams.read(reader, total, escape + 1, trace), escape)
+    if found != entries:
+        raise damaged(f"{found} entries where {entries} are announced")
+    return mask
+
+
+def _mark(mask: Array, symbols: Array, escape: int | None) -> int:
+    """Mark the entries that symbols tell, each the zeros before it, and return how many there are.
+
+    A part at a time, because positions take eight bytes each, whatever the elements take.
+    """
+    last, found = -1, 0
+    for begin in range(0, len(symbols), _CHUNK):
+        part = symbols[begin : begin + _CHUNK].astype(np.int64)
+        stored = np.ones(len(part), np.bool_) if escape is None else part != escape
+        places = last + np.cumsum(part + stored)
+        last = int(places[-1])
+        places = places[stored]
+        if len(places) and int(places[-1]) >= len(mask):
+            raise damaged("an entry behind the tensor's end")
+        mask[places] = True
+        found += len(places)
+    return found
 
 
 # --- density classes -----------------------------------------------------------------------------------------------
@@ -365,25 +382,24 @@ def _read_density(reader: Reader, count: int, trace: Trace | None) -> Array:
         row[: len(table)] = table
     which = np.repeat(np.arange(len(tables), dtype=np.uint8), [symbols for _, _, symbols in coded])
     symbols = rans.decode(body, total, padded, _DENSITY_BITS, lanes, which)
-    order, begins = _pairs(lines[0], lines[1])
-    sorted_mask = np.zeros(count, np.bool_)
+    mask = np.zeros((rows, columns), np.bool_)
+    # The elements of a pair, in order, are those of a submatrix: no list of their positions is needed.
+    of_class = [[np.flatnonzero(line == which) for which in range(n)] for line, n in zip(lines, numbers, strict=True)]
+
+    def place(pair: int, part: Array | bool) -> None:
+        here = (of_class[0][pair // numbers[1]], of_class[1][pair % numbers[1]])
+        mask[np.ix_(*here)] = part if isinstance(part, bool) else part.reshape(len(here[0]), len(here[1]))
+
     at = 0
-    for (number, entries, here), table in zip(coded, tables, strict=True):
-        part = symbols[at : at + here]
-        at += here
+    for (number, entries, length), table in zip(coded, tables, strict=True):
         size = int(pairs[number])
-        stored = part != len(table) - 1
-        places = (np.cumsum(part + stored.astype(np.int64)) - 1)[stored]
-        rare = min(entries, size - entries)
-        if len(places) != rare or int(places[-1]) >= size:
+        part = np.zeros(size, np.bool_)
+        if _mark(part, symbols[at : at + length], len(table) - 1) != min(entries, size - entries):
             raise damaged("an entry behind its class's end")
-        view = sorted_mask[begins[number] : begins[number + 1]]
-        view[:] = 2 * entries > size
-        view[places] = 2 * entries <= size
+        at += length
+        place(number, ~part if 2 * entries > size else part)
         if trace:
             trace.bits += _pair_entropy(np.array([entries]), np.array([size]))
     for number in full:
-        sorted_mask[begins[number] : begins[number + 1]] = True
-    mask = np.empty(count, np.bool_)
-    mask[order] = sorted_mask
-    return np.flatnonzero(mask)
+        place(number, True)
+    return mask.ravel()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 import tracemalloc
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -212,3 +213,72 @@ def test_names_that_grow_from_few_bytes_are_bounded() -> None:
     head.varint(len(directory.data))
     with pytest.raises(DataError, match="at most"):
         Container().decode(signed(bytes(head.data) + bytes(directory.data)))
+
+
+SPARSE_OVER_ALL = b"\2\1" + b"\1"  # filled with ones, positions by relative index
+
+
+def sparse_over_all(count: int, inner: bytes) -> bytes:
+    """A sparse array that stores every element, so that nothing is saved and everything is held twice."""
+    number = Writer()
+    number.varint(count)
+    return SPARSE_OVER_ALL + bytes(number.data) + b"\0\1\0" + inner
+
+
+@pytest.mark.parametrize(
+    ("dtype", "payload"),
+    [
+        (8, lambda n: b"\0\0\1\0"),
+        (8, lambda n: sparse_over_all(n, b"\0\0\1\0")),
+        (8, lambda n: b"\1\2\0\0\1\0\1\0"),
+        (8, lambda n: b"\4\1\2\0\0\1\0\1\0"),
+        (0, lambda n: sparse_over_all(n, CONSTANT_PLANES)),
+    ],
+    ids=["dense", "sparse", "codebook", "blocks", "sparse float32"],
+)
+def test_a_bomb_takes_a_small_multiple_of_what_it_announces(dtype: int, payload: Callable[[int], bytes]) -> None:
+    count = 1 << 22
+    content = forged((count,), payload(count), dtype=dtype)
+    plain = count * (4 if dtype == 0 else 1)
+    tracemalloc.start()
+    try:
+        Container().decode(content, max_bytes=plain)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 6 * plain + (8 << 20)
+
+
+def test_sparse_in_sparse_is_refused() -> None:
+    inner = sparse_over_all(100, b"\0\0\1\0")
+    with pytest.raises(DataError, match="representation"):
+        Container().decode(forged((100,), sparse_over_all(100, inner), dtype=8))
+
+
+def test_without_a_limit_a_short_file_cannot_stand_for_gigabytes() -> None:
+    with pytest.raises(DataError, match="max_bytes"):
+        Container().decode(forged((1 << 32,), b"\0\0\1\0", dtype=8))
+    state = {"w": torch.zeros(4000, 4000)}
+    assert torch.equal(Container().decode(Container().encode(state))["w"], state["w"])
+
+
+def test_a_directory_of_a_million_names_is_refused_before_it_is_read() -> None:
+    head = Writer()
+    head.raw(MAGIC + b"\1")
+    head.varint(1_000_000)
+    head.varint(0)
+    with pytest.raises(DataError, match="at most"):
+        Container().decode(signed(bytes(head.data) + bytes(1_000_000)))
+
+
+def test_names_that_repeat_a_long_beginning_are_bounded() -> None:
+    directory, head = Writer(), Writer()
+    count = 2000
+    directory.raw(b"\0\x80\x08" + b"a" * 1024 + bytes([8 << 2, 1, 0, 3]))
+    for number in range(count):
+        directory.raw(b"\xfc\7\4" + f"{number:04}".encode() + bytes([8 << 2 | 1, 1, 0, 0]))
+    head.raw(MAGIC + b"\1")
+    head.varint(count + 1)
+    head.varint(len(directory.data))
+    with pytest.raises(DataError, match="names"):
+        Container().decode(signed(bytes(head.data) + bytes(directory.data) + b"\0\0\0"))
