@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from harness.contracts import Context, Method, Recipe, Trainer
+from harness.contracts import Batch, Context, Method, Recipe, Split, Trainer
 from harness.errors import Unsupported
 from harness.tasks.classes import signature
 from harness.tasks.splits import ArraySplit
@@ -66,3 +66,15 @@ def labelled(
 def images(given: networks.Reference, count: int) -> Tensor:
     """The first validation images."""
     return given.inputs(count)["input"]
+
+
+class Ordered(ArraySplit):
+    """Examples that come in their own order, whatever the seed."""
+
+    def batches(self, size: int, *, seed: int | None = None, augment: bool = False) -> Iterator[Batch]:
+        return super().batches(size)
+
+
+def ordered(x: Tensor) -> dict[str, Split]:
+    """Training data without targets, in their own order."""
+    return {"train": Ordered(inputs={"input": x})}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,15 @@ from torch.nn import functional as F
 
 from hardware.export import to_onnx
 from harness import modelfile
-from harness.contracts import Context, Scheme
+from harness.contracts import Batch, Context
 from harness.errors import Unsupported
-from harness.testing.networks import SHAPE, reference
-from harness.training import Recipe, SGDTrainer
+from harness.testing.networks import SHAPE, Reference, reference
+from harness.training import Recipe
 from methods.finetune import Finetune
 from methods.layers import masks
-from methods.layers.activations import Layer, examples, matrix, unmatrix, untouched, visit
+from methods.layers.activations import Layer, matrix, unmatrix, untouched, visit
 from methods.layers.attention import HeadAttention, explicit, written_out
+from methods.layers.inputs import examples
 from methods.layers.masks import MaskedTraining
 from methods.layers.prunable import prunable_weights
 from methods.pruning import snip, synflow, wanda
@@ -38,7 +39,7 @@ from methods.pruning.random import Random
 from methods.pruning.rigl import RigL
 from methods.pruning.set import SparseEvolutionaryTraining
 from methods.pruning.snip import Snip
-from methods.pruning.sparsegpt import SparseGPT, hessian, surgeon
+from methods.pruning.sparsegpt import SparseGPT, hessian, optimal_brain_surgeon
 from methods.pruning.synflow import SynFlow
 from methods.pruning.threshold import Threshold
 from methods.pruning.wanda import Wanda
@@ -46,6 +47,7 @@ from methods.weight_sharing import tied
 from methods.weight_sharing.hashed_nets import HashedNets
 from methods.weight_sharing.kmeans_sharing import KMeansSharing
 from methods.weight_sharing.product_quantization import ProductQuantization
+from tests.unit.contexts import bare, fit_of, images, ordered
 
 RECIPE = Recipe(epochs=1, batch_size=64, lr=0.05, weight_decay=5e-4, augment=False)
 NAMES = ["embed", "attention.in_proj_weight", "attention.out_proj", "head"]
@@ -79,23 +81,24 @@ def fresh(dropout: float = 0.0) -> Net:
 @functools.cache
 def trained() -> nn.Module:
     model = fresh()
-    SGDTrainer(data=reference("perceptron").data, seed=0)(model, replace(RECIPE, epochs=3))
+    fit_of(given().context())(model, replace(RECIPE, epochs=3))
     return model.eval()
 
 
 def context(**changes: Any) -> Context:
-    data = reference("perceptron").data
-    made = Context(
-        data=data,
-        recipe=RECIPE,
-        trainer=SGDTrainer(data=data, seed=0),
-        scheme=Scheme(),
-        input_shape=SHAPE,
-        seed=0,
-        scratch=Path(),
-        fresh=fresh,
-    )
-    return replace(made, **changes)
+    return given().context(**{"recipe": RECIPE, "fresh": fresh, "original": trained, **changes})
+
+
+def given() -> Reference:
+    return reference("perceptron")
+
+
+def see(model: nn.Module, x: Tensor, treat: Callable[[str, Layer, Tensor], None]) -> None:
+    visit(model, {"input": x}, given().signature, treat)
+
+
+def drawn(count: int) -> Tensor:
+    return examples(given().data["train"], count, seed=0).inputs["input"]
 
 
 def zeros(model: nn.Module) -> dict[str, float]:
@@ -120,19 +123,19 @@ def zeros(model: nn.Module) -> dict[str, float]:
         Grasp(sparsity=0.5, scope="layer", epochs=0),
         SparseEvolutionaryTraining(sparsity=0.5, epochs=1),
         RigL(sparsity=0.5, scope="layer", delta_t=5),
-        LotteryTicket(rate=0.5, output_rate=0.5, rounds=1, epochs=1),
-        Threshold(kept=(0.5, 0.5, 0.5, 0.5), finetune_epochs=1),
+        LotteryTicket(ratio=0.5, output_ratio=0.5, rounds=1, epochs=1),
+        Threshold(sparsity=(0.5, 0.5, 0.5, 0.5), finetune_epochs=1),
     ],
     ids=lambda method: type(method).__name__,
 )
 def test_every_method_prunes_attention_to_its_sparsity(method: Any) -> None:
-    given = trained()
-    before = copy.deepcopy(given.state_dict())
-    pruned = method.compress(given, context())
+    model = trained()
+    before = copy.deepcopy(model.state_dict())
+    pruned = method.compress(model, context())
     found = zeros(pruned)
     assert list(found) == NAMES
     if isinstance(method, SparseEvolutionaryTraining):  # Erdős-Rényi budgets
-        weights = prunable_weights(given)
+        weights = prunable_weights(model)
         lost = masks.removals(weights, 0.5, "erk")
         assert found == {name: lost[name] / weights[name].numel() for name in NAMES}
         assert found["attention.in_proj_weight"] > 0.4
@@ -142,8 +145,8 @@ def test_every_method_prunes_attention_to_its_sparsity(method: Any) -> None:
         packed = pruned.get_parameter("attention.in_proj_weight")
         assert ((packed.reshape(48, 4, 4) != 0).sum(-1) == 2).all(), "along the input dimension"
     assert type(pruned.get_submodule("attention")) is nn.MultiheadAttention
-    assert all(torch.equal(value, given.state_dict()[key]) for key, value in before.items())
-    again = method.compress(given, context())
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in before.items())
+    again = method.compress(model, context())
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in pruned.state_dict().items())
 
 
@@ -209,9 +212,9 @@ def inputs_of_projections(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def test_wandas_scores_are_those_of_the_true_inputs() -> None:
     model = copy.deepcopy(trained())
-    x = reference("perceptron").images(20)
+    x = images(given(), 20)
     found: dict[str, Tensor] = {}
-    visit(model, x, lambda name, layer, value: found.update({name: wanda.scores(layer, value)}))
+    see(model, x, lambda name, layer, value: found.update({name: wanda.scores(layer, value)}))
     assert list(found) == NAMES
     for name, value in zip(NAMES[1:3], inputs_of_projections(model, x), strict=True):
         weight = prunable_weights(model)[name].detach().double()
@@ -223,7 +226,7 @@ def test_out_proj_sees_what_the_pruned_in_proj_gives() -> None:
     model = trained()
     made = context()
     pruned = Wanda(examples=40).compress(model, made)
-    x = examples(made.data, 40, seed=0)[0]
+    x = drawn(40)
     # All but out_proj and the head as they were when out_proj was reached.
     value = inputs_of_projections(pruned, x)[1]
     weight = prunable_weights(model)["attention.out_proj"].detach().double()
@@ -234,14 +237,14 @@ def test_out_proj_sees_what_the_pruned_in_proj_gives() -> None:
 
 def test_sparsegpts_error_is_below_magnitudes_at_both_projections() -> None:
     model = trained()
-    x = examples(reference("perceptron").data, 128, seed=0)[0]
+    x = drawn(128)
     updated: dict[str, Tensor] = {}
 
     def treat(name: str, layer: Layer, seen: Tensor) -> None:
         weight = matrix(layer, layer.weight.detach()).double()
-        updated[name] = unmatrix(layer, surgeon(weight, hessian(layer, seen), sparsity=0.5, block=4)[0])
+        updated[name] = unmatrix(layer, optimal_brain_surgeon(weight, hessian(layer, seen), sparsity=0.5, block=4)[0])
 
-    visit(copy.deepcopy(model), x, treat)
+    see(copy.deepcopy(model), x, treat)
     for name, seen in zip(NAMES[1:3], inputs_of_projections(model, x), strict=True):
         weight = prunable_weights(model)[name].detach().double()
         smallest = weight * masks.keep_highest({name: weight.abs()}, 0.5, "layer")[name]
@@ -273,7 +276,7 @@ def test_cross_attention_stays_dense_with_a_reason_and_separate_projections_do_n
     torch.manual_seed(0)
     model, messages = Decoder().eval(), []
     made = context(progress=lambda _, message: messages.append(message))
-    assert untouched(model, SHAPE) == {
+    assert untouched(model, given().context()) == {
         "decoder.multihead_attn.in_proj_weight": "its queries, keys and values come from different inputs",
         "separate.out_proj": "attention with separate projections or added keys does not call it",
     }
@@ -284,8 +287,8 @@ def test_cross_attention_stays_dense_with_a_reason_and_separate_projections_do_n
         assert all(share == 0.5 for name, share in found.items() if name not in dense)
         assert "decoder.multihead_attn.in_proj_weight (its queries" in messages[-1]
     seen: dict[str, Tensor] = {}
-    x = reference("perceptron").images(5)
-    visit(model, x, lambda name, layer, value: seen.update({name: value}))
+    x = images(given(), 5)
+    see(model, x, lambda name, layer, value: seen.update({name: value}))
     x = x.flatten(1, 2)
     with torch.no_grad():
         memory = model.encoder(x)
@@ -301,20 +304,20 @@ def test_a_visit_that_changes_nothing_leaves_everything_as_it_was(kind: Callable
     model.head.eval()
     places = [(name, id(module), module.training) for name, module in model.named_modules()]
     parameters = [(name, id(parameter)) for name, parameter in model.named_parameters()]
-    x = reference("perceptron").images(3)
+    x = images(given(), 3)
     copied = copy.deepcopy(model).eval()
     expected = copied(x)
     random = torch.get_rng_state()
 
-    visit(model, x, lambda name, layer, value: None)
-    visit(copied, x, lambda name, layer, value: None)
+    see(model, x, lambda name, layer, value: None)
+    see(copied, x, lambda name, layer, value: None)
 
     def refuse(name: str, layer: nn.Module, value: Tensor) -> None:
         if "out_proj" in name:
             raise KeyError(name)
 
     with pytest.raises(KeyError):
-        visit(model, x, refuse)
+        see(model, x, refuse)
     assert torch.equal(random, torch.get_rng_state())
     assert places == [(name, id(module), module.training) for name, module in model.named_modules()]
     assert parameters == [(name, id(parameter)) for name, parameter in model.named_parameters()]
@@ -341,7 +344,7 @@ def test_attention_that_stands_at_two_places_is_written_out_at_both() -> None:
         assert model.again is model.attention
     assert type(model.attention) is nn.MultiheadAttention
     assert model.again is model.attention
-    assert untouched(model, SHAPE) == {"head": "the model does not call it"}
+    assert untouched(model, given().context()) == {"head": "the model does not call it"}
 
 
 def test_attention_with_heads_removed_is_pruned_alike() -> None:
@@ -356,10 +359,15 @@ def test_attention_with_heads_removed_is_pruned_alike() -> None:
 # Pruning at initialisation
 
 
+def flow(linear: nn.Module, *shape: int) -> dict[str, Tensor]:
+    made = bare(*shape)
+    return synflow.flow(linear, synflow.ones(linear, made), made.signature)
+
+
 def test_synflow_conserves_the_flow_through_queries_keys_values_and_output() -> None:
     linear = synflow.linearized(fresh())
     assert list(prunable_weights(linear)) == NAMES
-    scores = synflow.flow(linear, SHAPE)
+    scores = flow(linear, *SHAPE)
     assert all((score > 0).all() for score in scores.values())
     totals = [part.sum().item() for part in scores["attention.in_proj_weight"].split(16)]
     totals.append(scores["attention.out_proj"].sum().item())
@@ -394,9 +402,9 @@ def test_synflows_attention_is_seen_however_it_is_written() -> None:
 
 
 def test_snip_and_grasp_do_without_attentions_dropout() -> None:
-    x, y = reference("perceptron").images(8), torch.arange(8)
-    plain = snip.sensitivity(snip.training_mode(fresh()), x, y)
-    dropping = snip.sensitivity(snip.training_mode(fresh(dropout=0.5)), x, y)
+    batch = Batch(inputs=given().inputs(8), targets={"label": torch.arange(8)})
+    plain = snip.sensitivity(snip.training_mode(fresh()), batch, context())
+    dropping = snip.sensitivity(snip.training_mode(fresh(dropout=0.5)), batch, context())
     for name, score in plain.items():
         torch.testing.assert_close(dropping[name], score)
     assert (plain["attention.in_proj_weight"].split(16)[0] > 0).any()
@@ -415,7 +423,7 @@ def test_quantized_projections_follow_their_inputs(moments: Any) -> None:
         different = layer.weight.reshape(-1, method.width(layer)).unique(dim=0)
         assert len(different) == method.entries(layer)
     # The second moments are those of the definition.
-    x = examples(reference("perceptron").data, 64, seed=0)[0]
+    x = drawn(64)
     inputs = dict(zip(NAMES[1:3], inputs_of_projections(model, x), strict=True))
     for name, value in inputs.items():
         student = copy.deepcopy(model)
@@ -441,7 +449,9 @@ def test_quantizing_cross_attention_needs_no_activations() -> None:
             out: Tensor = self.parts["head"](self.parts["cross"](x, x.flip(1), x.flip(1))[0].mean(1))
             return out
 
-    with pytest.raises(Unsupported, match=r"'parts\.cross\.in_proj_weight' reads its queries, keys and values"):
+    with pytest.raises(
+        Unsupported, match=r"'parts\.cross\.in_proj_weight' are not known \(its queries"
+    ):
         ProductQuantization(centroids=4, calibration=32).compress(Cross(), context())
     quantized = ProductQuantization(centroids=4, activation_aware=False).compress(Cross(), context())
     assert len(quantized.get_parameter("parts.cross.in_proj_weight").reshape(-1, 4).unique(dim=0)) == 4
@@ -457,28 +467,18 @@ def test_quantizing_cross_attention_needs_no_activations() -> None:
 )
 def test_what_is_made_survives_its_file_and_exports(method: Any, tmp_path: Path) -> None:
     made = method.compress(trained(), context()).eval()
-    x = reference("perceptron").images(4)
+    x = images(given(), 4)
     again = modelfile.load(modelfile.save(made, tmp_path / "model"), allow=("tests",))
     with torch.no_grad():
         expected = made(x)
         assert torch.equal(again(x), expected)
-    path = to_onnx(made, x, tmp_path / "model.onnx")
+    path = to_onnx(made, given().signature, {"input": x}, tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-5)
 
 
 # Large networks
-
-
-def _images(size: int) -> Any:
-    class Data:
-        train_size = 2
-
-        def train(self, batch: int, **settings: Any) -> Iterator[tuple[Tensor, Tensor]]:
-            yield torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0)), torch.zeros(2).long()
-
-    return Data()
 
 
 @pytest.mark.parametrize(
@@ -492,7 +492,7 @@ def _images(size: int) -> Any:
 def test_every_layer_of_a_vision_transformer_reaches_the_sparsity(build: Callable[[], nn.Module], size: int) -> None:
     torch.manual_seed(0)
     model = build().eval()
-    made = context(data=_images(size), input_shape=(3, size, size))
+    made = bare(3, size, size, data=ordered(torch.randn(2, 3, size, size)))
     pruned = Wanda(examples=2).compress(model, made)
     found = zeros(pruned)
     linear = {id(module.weight) for module in pruned.modules() if isinstance(module, nn.Linear)}
@@ -506,7 +506,7 @@ def test_every_layer_of_a_vision_transformer_reaches_the_sparsity(build: Callabl
 def test_synflows_scores_on_swin_are_finite_and_positive() -> None:
     torch.manual_seed(0)
     linear = synflow.linearized(torchvision.models.swin_t(weights=None))
-    weights, scores = prunable_weights(linear), synflow.flow(linear, (3, 64, 64))
+    weights, scores = prunable_weights(linear), flow(linear, 3, 64, 64)
     for name, score in scores.items():
         assert torch.equal(score > 0, weights[name] > 0)  # some are drawn as zero
         if name.endswith("qkv"):

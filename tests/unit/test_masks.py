@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,14 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from harness.contracts import Context, Scheme, Step
+from harness.contracts import Context, Recipe, Step
 from harness.errors import Unsupported
-from harness.tasks.digits import Digits
-from harness.training import Recipe, SGDTrainer
+from harness.testing.networks import reference
 from methods.layers import masks
 from methods.layers.attention import HeadAttention
 from methods.layers.masks import MaskedTraining, Masks
 from methods.layers.prunable import holder, prunable_weights
+from methods.layers.training import from_scratch, training
+from methods.pruning.magnitude import Magnitude
+from tests.unit.contexts import bare, fit_of
 
 SHAPES = st.lists(
     st.one_of(st.tuples(st.integers(1, 40), st.integers(1, 40)), st.tuples(*[st.integers(1, 8)] * 4)),
@@ -55,8 +56,8 @@ def test_erk_budgets_are_the_formula_but_for_rounding_and_exact_in_total(
     kept = sizes - lost
     assert (kept >= 0).all()
     assert (kept <= sizes).all()
-    reference = exact_densities(shapes, int(kept.sum())) * sizes
-    assert np.abs(kept - reference).max() <= 1 + len(shapes) / 2
+    exact = exact_densities(shapes, int(kept.sum())) * sizes
+    assert np.abs(kept - exact).max() <= 1 + len(shapes) / 2
     # Webster: no layer deserves a unit more than the one that holds it does.
     raw = np.array([sum(shape) for shape in shapes], dtype=np.float64)
     open_ = kept < sizes
@@ -157,16 +158,7 @@ def network() -> nn.Sequential:
 
 
 def context(recipe: Recipe) -> Context:
-    data = Digits().data()
-    return Context(
-        data=data,
-        recipe=recipe,
-        trainer=SGDTrainer(data=data, seed=0),
-        scheme=Scheme(),
-        input_shape=(1, 8, 8),
-        seed=0,
-        scratch=Path(),
-    )
+    return reference("perceptron").context(recipe=recipe, fresh=None)
 
 
 RECIPES = {
@@ -181,31 +173,29 @@ RECIPES = {
 @pytest.mark.parametrize("reads", [False, True], ids=["masked gradients", "gradients as they are"])
 @pytest.mark.parametrize("name", RECIPES)
 def test_masks_hold_after_every_step_with_every_optimizer(name: str, reads: bool) -> None:
-    model, given_context = network(), context(RECIPES[name])
+    model = network()
     weights = prunable_weights(model)
     kept = masks.keep_highest({n: w.detach().abs() for n, w in weights.items()}, 0.7, "layer")
     steps: list[int] = []
     nonzero_gradients: list[bool] = []
 
-    class Watching(SGDTrainer):
-        def __call__(self, model: nn.Module, recipe: Recipe, *, after_step: Any = None, loss: Any = None) -> Any:
-            def watch(step: Step) -> None:
-                after_step(step)
-                for layer, weight in weights.items():
-                    assert weight[~kept[layer]].eq(0).all()
-                    for value in step.optimizer.state[weight].values():
-                        if value is not None and value.shape == weight.shape:
-                            assert value[~kept[layer]].eq(0).all()
-                            assert value[kept[layer]].ne(0).any()
-                    assert weight.grad is not None
-                    nonzero_gradients.append(bool(weight.grad[~kept[layer]].ne(0).any()))
-                steps.append(step.index)
+    def watching(model: nn.Module, recipe: Recipe, *, after_step: Any = None, **hooks: Any) -> Any:
+        def watch(step: Step) -> None:
+            after_step(step)
+            for layer, weight in weights.items():
+                assert weight[~kept[layer]].eq(0).all()
+                for value in step.optimizer.state[weight].values():
+                    if value is not None and value.shape == weight.shape:
+                        assert value[~kept[layer]].eq(0).all()
+                        assert value[kept[layer]].ne(0).any()
+                assert weight.grad is not None
+                nonzero_gradients.append(bool(weight.grad[~kept[layer]].ne(0).any()))
+            steps.append(step.index)
 
-            return super().__call__(model, recipe, after_step=watch, loss=loss)
+        return fit_of(context(recipe))(model, recipe, after_step=watch, **hooks)
 
-    assert given_context.data is not None
-    watching = Context(**{**vars(given_context), "trainer": Watching(data=given_context.data, seed=0)})
-    MaskedTraining(masks=kept, reads_gradients=lambda _: reads)(model, watching, RECIPES[name])
+    given_context = reference("perceptron").context(recipe=RECIPES[name], fit=watching)
+    MaskedTraining(masks=kept, reads_gradients=lambda _: reads)(model, given_context, RECIPES[name])
     assert steps == list(range(len(steps)))
     assert len(steps) > 10
     assert all(nonzero_gradients) if reads else not any(nonzero_gradients)
@@ -250,8 +240,7 @@ def test_what_grows_has_no_momentum() -> None:
 
     everything_before = everything["4"].clone()
     recipe = Recipe(epochs=1, batch_size=64, lr=0.1, weight_decay=0.0, nesterov=False, augment=False)
-    training = MaskedTraining(masks=everything, change=change, reads_gradients=lambda _: False)
-    training(model, context(recipe), recipe)
+    MaskedTraining(masks=everything, change=change, reads_gradients=lambda _: False)(model, context(recipe), recipe)
     assert seen == [1080]
 
 
@@ -282,12 +271,35 @@ def test_hooks_are_removed_where_training_fails() -> None:
 
 
 def test_reasons() -> None:
-    nothing = Context(data=None, recipe=None, trainer=None, scheme=Scheme(), input_shape=(1,), seed=0, scratch=Path())
-    assert "needs a task with training data" in str(masks.untrainable(nothing, "it"))
-    assert "made afresh" in str(masks.untrainable(context(RECIPES["plain"]), "it", fresh=True))
+    nothing = bare(1)
+    with pytest.raises(Unsupported, match=r"^it=1 needs a task with training data$"):
+        training(nothing, "it=1")
+    with pytest.raises(Unsupported, match="needs a network that can be trained from scratch"):
+        from_scratch(context(RECIPES["plain"]))
     with pytest.raises(Unsupported, match="training data"):
-        masks.from_scratch(nothing, None)
+        from_scratch(nothing)
     with pytest.raises(Unsupported, match="training data"):
         MaskedTraining(masks={})(network(), nothing, RECIPES["plain"])
-    reason = masks.unaffordable(tensors([(100, 100), (1, 4)]), 0.9999, "layer")
-    assert reason == "sparsity 0.9999 (layer) would zero all 4 weights of layer '1'; lower it"
+    with pytest.raises(Unsupported, match=r"sparsity 0.9999 \(layer\) would zero all 4 weights of layer '1'; lower it"):
+        masks.refuse_unaffordable(tensors([(100, 100), (1, 4)]), 0.9999, "layer")
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(8, 32, batch_first=True)
+        self.head = nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.rnn(x)[0][:, -1])
+        return out
+
+
+def test_weights_that_a_method_does_not_reach_are_said() -> None:
+    said: list[str] = []
+    model = Recurrent()
+    Magnitude(sparsity=0.5).compress(model, bare(12, 8, warn=said.append))
+    assert len(said) == 1
+    assert said[0].startswith("reaches 3.0% of the model's weights: rnn.weight_hh_l0 (LSTM, 4,096 weights)")
+    Magnitude(sparsity=0.5).compress(nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8)), bare(8, warn=said.append))
+    assert len(said) == 1
