@@ -153,7 +153,12 @@ def _without(name: str, *why: str) -> str:
 
 _COUNTED = ("not_ok", _say("not counted"))
 _MEASURED = ("not_ok", _say("not measured"))
-_SCORED = (_told("score", "scores", "accuracy", "predictions"), "not_ok", _say("the test set was not evaluated"))
+_SCORED = (
+    _told("score", "scores", "accuracy", "predictions"),
+    "not_ok",
+    "CASE WHEN metric IS NOT NULL THEN metric || ' is not defined on these examples' END",
+    _say("the test set was not evaluated"),
+)
 _ACCURACY = (
     _told("accuracy", "predictions"),
     "not_ok",
@@ -180,13 +185,19 @@ _UNTIMED = (
 )
 _PHASES = "CASE WHEN phases NOT LIKE '%forward%' THEN 'timed by phase: ' || phases END"
 _ENERGY = (_told("energy"), "not_ok", _say("no meter was read"))
-_FIDELITY = (
-    _told("fidelity"),
-    "not_ok",
-    "CASE WHEN compared_with_torch THEN 'no fidelity metric of the task' END",
-    _say("not compared"),
-)
-_QUANTIZATION = (_told("quantization"), "not_ok", _say("nothing was quantized, or it was not compared"))
+_EQUAL = _say("it is not finite: the outputs are equal, or not to be compared")
+
+
+def _figure(key: str) -> dict[str, Any]:
+    """``sql`` and ``why`` of a score against other outputs than the targets: ``torch/sqnr``."""
+    told = {
+        "torch": (_told("fidelity"), "CASE WHEN compared_with_torch THEN 'no fidelity metric of the task' END"),
+        "float": (_told("quantization"), _say("nothing was quantized, or it was not compared")),
+    }[key.partition("/")[0]]
+    there = f"CASE WHEN map_contains(figures, '{key}') THEN {_EQUAL} END"
+    return {"sql": f"f.figures['{key}']", "why": (told[0], "not_ok", there, told[1], _say("not compared"))}
+
+
 _MODEL = _say("recorded by a version that did not keep the identity of models: run it again with --rerun")
 _GIT = (_say("Assay did not run from a git checkout"),)
 _WILSON = "95 % Wilson interval"
@@ -664,55 +675,49 @@ COLUMNS: tuple[Column, ...] = (
     ),
     Column(
         name="fidelity_max_abs",
-        sql="f.figures['torch/max-abs']",
+        **_figure("torch/max-abs"),
         text="largest |deployed output - torch output| on validation examples",
         unit="output units",
-        why=_FIDELITY,
         section="Fidelity",
         shown=Quantity(label="Largest output difference", better="lower", general=True),
     ),
     Column(
         name="fidelity_top1",
-        sql="f.figures['torch/top1-agreement']",
+        **_figure("torch/top1-agreement"),
         text="share of those examples with the same top class",
         unit="fraction",
-        why=_FIDELITY,
         section="Fidelity",
         shown=Quantity(label="Top-1 agreement with torch", heading="Top-1 agreement", unit="%", scale=100, decimals=2),
     ),
     Column(
         name="fidelity_mean_kl",
-        sql="f.figures['torch/mean-kl']",
+        **_figure("torch/mean-kl"),
         text="mean Kullback-Leibler divergence of the softmax outputs",
         unit="nats",
-        why=_FIDELITY,
         section="Fidelity",
         shown=Quantity(label="Mean KL divergence from torch", unit="nats", better="lower", general=True),
     ),
     Column(
         name="fidelity_sqnr",
-        sql="f.figures['torch/sqnr']",
+        **_figure("torch/sqnr"),
         text="signal-to-quantization-noise ratio of the deployed outputs to torch's",
         unit="decibels",
-        why=_FIDELITY,
         section="Fidelity",
         shown=Quantity(label="SQNR to torch", unit="dB"),
     ),
     Column(
         name="quantization_top1",
-        sql="f.figures['float/top1-agreement']",
+        **_figure("float/top1-agreement"),
         text="share of examples with the same top class as the model before it was quantized",
         unit="fraction",
-        why=_QUANTIZATION,
         section="Fidelity",
         shown=Quantity(label="Top-1 agreement with the float model", unit="%", scale=100, decimals=2),
     ),
     Column(
         name="quantization_sqnr",
-        sql="f.figures['float/sqnr']",
+        **_figure("float/sqnr"),
         text="signal-to-quantization-noise ratio to the outputs of the model before it was quantized",
         unit="decibels",
-        why=_QUANTIZATION,
         section="Fidelity",
         shown=Quantity(label="SQNR to the float model", unit="dB"),
     ),

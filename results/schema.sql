@@ -316,7 +316,7 @@ computed AS (
     SELECT
         /* columns */
         f.reasons AS recorded,
-        f.no_baseline, f.no_interval, f.phases, f.compared_with_torch, f.query_p50_ms,
+        f.no_baseline, f.no_interval, f.phases, f.compared_with_torch, f.figures, f.query_p50_ms,
         b.energy_method AS b_energy_method,
         task.reason AS not_compared,
         acc.reason AS accuracy_not_compared,

@@ -349,6 +349,12 @@ def test_what_a_metric_says_again_must_be_what_was_recorded(tmp_path: Path) -> N
     assert "not 3" in json.loads(row["reasons"])["score_low"]
 
 
+def test_a_metric_without_a_value_says_so(tmp_path: Path) -> None:
+    (row,) = rows_of(tmp_path, record(scores=[score("mae", errors(), value=None)])).values()
+    for name in ("score", "score_low", "score_delta"):
+        assert (row[name], json.loads(row["reasons"])[name]) == (None, "mae is not defined on these examples")
+
+
 def test_an_example_without_a_score_is_left_out(tmp_path: Path) -> None:
     values: list[float | None] = [*errors()[:-1], None]
     entry = score("mae", errors()) | {"parts": {"absolute_error": values, "values": [*[1] * 79, None]}}
@@ -480,6 +486,8 @@ def test_fidelity_is_told_by_metric_and_reference(tmp_path: Path) -> None:
     names = ("fidelity_sqnr", "quantization_sqnr", "quantization_top1", "fidelity_top1")
     assert [row[name] for name in names] == [60.0, 20.0, 0.75, None]
     assert json.loads(row["reasons"])["fidelity_top1"] == "no fidelity metric of the task"
+    (row,) = rows_of(tmp_path / "equal", record(scores=[entry("sqnr", "torch", 1.0) | {"value": None}])).values()
+    assert "the outputs are equal" in json.loads(row["reasons"])["fidelity_sqnr"]
     (row,) = rows_of(tmp_path / "none", record()).values()
     assert "nothing was quantized" in json.loads(row["reasons"])["quantization_sqnr"]
 
