@@ -6,6 +6,7 @@ import copy
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,9 +16,11 @@ import torch
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from harness.contracts import Context, Scheme
+from harness.calling import call
+from harness.contracts import Context, Scheme, Signature
+from harness.errors import DataError, Unsupported
 from harness.testing import Coverage, check_hardware, check_method, check_task
-from harness.testing.networks import reference
+from harness.testing.networks import NAMES, reference
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -26,11 +29,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 class Good:
     """A method that keeps the contract: it scales nothing."""
 
-    uses_scheme: ClassVar[bool] = False
     factor: float = 1.0
-
-    def unsupported(self, model: nn.Module, context: Context) -> str | None:
-        return None
 
     def compress(self, model: nn.Module, context: Context) -> nn.Module:
         return copy.deepcopy(model)
@@ -79,10 +78,39 @@ class NotANumber(Good):
 
 @dataclass(frozen=True, kw_only=True)
 class Mute(Good):
-    """Gives a reason, and compresses all the same."""
+    """Refuses without a reason."""
 
-    def unsupported(self, model: nn.Module, context: Context) -> str | None:
-        return "not today"
+    def compress(self, model: nn.Module, context: Context) -> nn.Module:
+        raise Unsupported("")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spoiling(Good):
+    """Refuses once it has worked in place on the model given."""
+
+    def compress(self, model: nn.Module, context: Context) -> nn.Module:
+        with torch.no_grad():
+            next(model.parameters()).mul_(1.0 + 1e-6)
+        raise Unsupported("not today")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hooked(Good):
+    """Leaves a hook, which no file holds."""
+
+    def compress(self, model: nn.Module, context: Context) -> nn.Module:
+        result = copy.deepcopy(model)
+        result.fc1.register_forward_hook(lambda module, args, out: 2 * out)
+        return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Promising(Good):
+    """Promises more than it keeps."""
+
+    def promises(self, original: nn.Module, compressed: nn.Module) -> Iterator[str]:
+        yield f"{sum(p.numel() for p in compressed.parameters())} parameters are no fewer"
+        yield f"{self.factor:g} is the factor"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +124,6 @@ class NoDefault(Good):
 class Thawed:
     """Is not frozen."""
 
-    uses_scheme: ClassVar[bool] = False
-
 
 HERE = __name__
 
@@ -109,7 +135,9 @@ HERE = __name__
         ("Sharing", "shares memory"),
         ("Random", "same seed gives the same bytes"),
         ("NotANumber", "outputs are finite"),
-        ("Mute", "compress raises Unsupported"),
+        ("Mute", "Unsupported says why"),
+        ("Spoiling", "left untouched"),
+        ("Promising", "5018 parameters are no fewer; 1 is the factor"),
         ("NoDefault", "'required' has a default"),
         ("Thawed", "is frozen"),
     ],
@@ -119,26 +147,18 @@ def test_a_broken_method_is_found(name: str, clause: str, monkeypatch: pytest.Mo
     before = copy.deepcopy(given.model.state_dict())
     try:
         with pytest.raises(AssertionError, match=clause):
-            check_method(f"{HERE}:{name}", deploy=False)
+            check_method(f"{HERE}:{name}", networks=["perceptron"], deploy=False)
     finally:
         given.model.load_state_dict(before)
 
 
 def test_a_good_method_of_the_users_own_passes() -> None:
-    seen: list[Any] = []
-    coverage = check_method(
-        f"{HERE}:Good", {"factor": 2.0}, deploy=False, effect=lambda old, new, method: seen.append(method.factor)
-    )
-    assert coverage.ran == ("perceptron", "residual")
-    assert seen == [2.0, 2.0]
+    assert check_method(f"{HERE}:Good", {"factor": 2.0}, deploy=False).ran == NAMES
 
 
-def test_a_promise_that_is_not_kept_is_found() -> None:
-    def effect(original: nn.Module, compressed: nn.Module, method: Any) -> None:
-        raise AssertionError("no smaller")
-
-    with pytest.raises(AssertionError, match="no smaller"):
-        check_method("baseline", deploy=False, effect=effect)
+def test_a_result_that_no_file_holds_is_found() -> None:
+    with pytest.raises(DataError, match="hook"):
+        check_method(f"{HERE}:Hooked", networks=["perceptron"], deploy=False)
 
 
 def test_skipped_everywhere_is_a_failure() -> None:
@@ -149,9 +169,10 @@ def test_skipped_everywhere_is_a_failure() -> None:
 class _Answering:
     """An eager model behind the interface of a loaded artifact, with one fault."""
 
-    def __init__(self, model: nn.Module, fault: str) -> None:
-        self.model, self.fault, self.out = model, fault, np.zeros((0, 0), np.float32)
-        self.x = torch.zeros(0)
+    def __init__(self, model: nn.Module, signature: Signature, fault: str) -> None:
+        self.model, self.signature, self.fault = model, signature, fault
+        self.out = np.zeros((0, 0), np.float32)
+        self.inputs: dict[str, Tensor] = {}
 
     @property
     def effective(self) -> dict[str, Any]:
@@ -160,12 +181,12 @@ class _Answering:
             del values["streams"]
         return {**values, "threads": 2} if self.fault == "threads" else values
 
-    def bind(self, x: Any) -> None:
-        self.x = torch.from_numpy(x)
+    def bind(self, inputs: Any) -> None:
+        self.inputs = {name: torch.from_numpy(value) for name, value in inputs.items()}
 
-    def __call__(self) -> None:
+    def __call__(self, phase: str = "forward") -> None:
         with torch.inference_mode():
-            found = self.model(self.x).numpy()
+            found = call(self.model, self.inputs, self.signature)["output"].numpy()
         if self.fault == "wrong":
             found = found + np.float32(1e-2)
         if self.fault == "view" and self.out.shape == found.shape:
@@ -177,7 +198,7 @@ class _Answering:
         pass
 
     def fetch(self) -> Any:
-        return self.out if self.fault == "view" else self.out.copy()
+        return {"output": self.out if self.fault == "view" else self.out.copy()}
 
     def close(self) -> None:
         pass
@@ -197,7 +218,9 @@ class Faulty:
     def unavailable(self) -> str | None:
         return "elsewhere" if self.fault == "absent" else None
 
-    def build(self, model: nn.Module, example: Tensor, folder: Path) -> Path:
+    def build(
+        self, model: nn.Module, signature: Signature, example: Any, folder: Path, phases: Any = ("forward",)
+    ) -> Path:
         path = folder / "model.pt"
         torch.save(model.state_dict(), path)
         if self.fault == "bytes":
@@ -205,10 +228,10 @@ class Faulty:
         (folder / "kind").write_text(type(model).__name__)
         return path
 
-    def load(self, artifact: Path, *, threads: int, batch: tuple[int, ...]) -> _Answering:
+    def load(self, artifact: Path, *, signature: Signature, inputs: Any, threads: int) -> _Answering:
         kind = (artifact.parent / "kind").read_text()
-        model = copy.deepcopy(reference(kind.lower()).model)
-        return _Answering(model, self.fault)
+        (model,) = (reference(name).model for name in NAMES if type(reference(name).model).__name__ == kind)
+        return _Answering(copy.deepcopy(model), signature, self.fault)
 
 
 @pytest.mark.parametrize(
@@ -223,11 +246,11 @@ class Faulty:
 )
 def test_a_broken_runtime_is_found(fault: str, clause: str) -> None:
     with pytest.raises(AssertionError, match=clause):
-        check_hardware(f"{HERE}:Faulty", {"fault": fault})
+        check_hardware(f"{HERE}:Faulty", {"fault": fault}, networks=["perceptron"])
 
 
 def test_a_good_runtime_passes_and_an_absent_one_says_so() -> None:
-    assert check_hardware(f"{HERE}:Faulty").ran == ("perceptron", "residual")
+    assert check_hardware(f"{HERE}:Faulty").ran == NAMES
     assert check_hardware(f"{HERE}:Faulty", {"fault": "absent"}).skipped == {"this machine": "elsewhere"}
 
 
@@ -236,7 +259,7 @@ def test_a_task_with_test_examples_in_its_training_data_is_found(monkeypatch: py
 
     training, validating, testing = digits._parts()
     monkeypatch.setattr(digits, "_parts", lambda: (training, validating, training.take(slice(0, 300))))
-    with pytest.raises(AssertionError, match="300 of 300 test examples are also training examples"):
+    with pytest.raises(AssertionError, match="300 of 300 test examples are training examples"):
         check_task("digits-cnn")
     assert len(testing) == 359
 

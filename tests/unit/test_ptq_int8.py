@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,49 +18,23 @@ from torch.nn import functional as F
 from hardware.artifacts import build_onnx
 from hardware.onnxruntime_cpu import OnnxRuntime
 from hardware.openvino_cpu import OpenVino
+from harness import modelfile
 from harness.contracts import Context, Hardware, Scheme
 from harness.errors import NotFinite, Unsupported
 from harness.quantized import ActivationQuantizer, QuantizedConv2d, QuantizedLinear
+from harness.tasks.classes import signature
 from harness.tasks.digits import Digits
 from harness.tasks.models import create
+from harness.testing.hardware import answer
+from harness.testing.networks import SHAPE
 from methods.quantization.graph import plan, trace
 from methods.quantization.ptq_int8 import BINS, PtqInt8, percentile_range
+from tests.unit.contexts import bare, refusal, split
 
 
-@dataclasses.dataclass
-class Given:
-    """Training data made of one tensor."""
-
-    inputs: Tensor
-
-    @property
-    def train_size(self) -> int:
-        return len(self.inputs)
-
-    validation_size = 0
-
-    def train(
-        self, batch_size: int, *, seed: int, shuffle: bool = True, augment: bool = True
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        assert not augment
-        order = torch.randperm(len(self.inputs), generator=torch.Generator().manual_seed(seed))
-        for part in self.inputs[order].split(batch_size):
-            yield part, torch.zeros(len(part), dtype=torch.int64)
-
-    def validation(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        return iter(())
-
-
-def context(inputs: Tensor | None, tmp_path: Path, scheme: Scheme | None = None, seed: int = 0) -> Context:
-    return Context(
-        data=None if inputs is None else Given(inputs),
-        recipe=None,
-        trainer=None,
-        scheme=scheme or Scheme(),
-        input_shape=(1, 1, 1) if inputs is None else tuple(inputs.shape[1:]),
-        seed=seed,
-        scratch=tmp_path,
-    )
+def context(inputs: Tensor | None, tmp_path: Path, seed: int = 0, **changes: Any) -> Context:
+    shape, data = ((4,), {}) if inputs is None else (inputs.shape[1:], {"train": split(inputs)})
+    return bare(*shape, data=data, seed=seed, scratch=tmp_path, **changes)
 
 
 def noise(n: int, *shape: int) -> Tensor:
@@ -87,12 +61,13 @@ def digits() -> tuple[nn.Module, Tensor, Tensor]:
     model = task.model(0)
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     for epoch in range(2):
-        for x, y in task.data().train(32, seed=epoch, augment=False):
+        for batch in task.data()["train"].batches(32, seed=epoch):
             optimizer.zero_grad()
-            F.cross_entropy(model(x), y).backward()
+            F.cross_entropy(model(batch.inputs["input"]), batch.targets["label"]).backward()
             optimizer.step()
-    inputs = torch.cat([x for x, _ in task.data().train(256, seed=0, augment=False)])
-    tests = torch.cat([torch.from_numpy(x) for x, _ in task.test().batches(100)])
+    inputs, tests = (
+        next(iter(part.batches(part.size))).inputs["input"] for part in (task.data()["train"], task.test())
+    )
     return model.eval(), inputs, tests
 
 
@@ -255,15 +230,15 @@ def test_a_histogram_s_percentile_is_numpy_s_to_a_bin() -> None:
 
 def test_the_target_s_scheme_is_followed(tmp_path: Path) -> None:
     scheme = Scheme(activation="s8", activation_symmetric=True, weight_per_channel=False, quantized_bias=False)
-    result = PtqInt8().compress(Residual().eval(), context(noise(16, 1, 6, 6), tmp_path, scheme))
+    result = PtqInt8().targeting(scheme).compress(Residual().eval(), context(noise(16, 1, 6, 6), tmp_path))
     for module in result.modules():
         if isinstance(module, ActivationQuantizer):
             assert module.zero_point.dtype == torch.int8
             assert int(module.zero_point) == 0
         elif isinstance(module, QuantizedConv2d | QuantizedLinear):
             assert module.weight_scale.ndim == 0
-            assert module.bias is not None
-            assert module.bias.dtype == torch.float32
+            assert module.stored_bias is not None
+            assert module.stored_bias.dtype == torch.float32
 
 
 class Branching(nn.Module):
@@ -279,24 +254,175 @@ class Branching(nn.Module):
 def test_what_cannot_be_quantized_has_a_reason(tmp_path: Path) -> None:
     method, x = PtqInt8(), noise(8, 4)
     fine = nn.Sequential(nn.Linear(4, 4))
-    assert method.unsupported(fine, context(x, tmp_path)) is None
-    no_data = method.unsupported(fine, context(None, tmp_path))
+    assert refusal(method, fine, context(x, tmp_path)) is None
+    no_data = refusal(method, fine, context(None, tmp_path))
     assert no_data is not None
-    assert "calibration data" in no_data
-    branching = method.unsupported(Branching(), context(x, tmp_path))
+    assert "calibration needs a task with training data" in no_data
+    branching = refusal(method, Branching(), context(x, tmp_path))
     assert branching is not None
     assert "Branching at test_ptq_int8.py" in branching
     assert "y.sum() > 0" in branching
-    empty = method.unsupported(nn.ReLU(), context(x, tmp_path))
+    empty = refusal(method, nn.ReLU(), context(x, tmp_path))
     assert empty is not None
     assert "no Conv2d or Linear" in empty
-    twice = method.unsupported(method.compress(fine, context(x, tmp_path)), context(x, tmp_path))
+    twice = refusal(method, method.compress(fine, context(x, tmp_path)), context(x, tmp_path))
     assert twice == "the model is quantized already"
-    with pytest.raises(Unsupported, match="calibration data"):
+    with pytest.raises(Unsupported, match="training data"):
         method.compress(fine, context(None, tmp_path))
     x[2, 1] = float("nan")
     with pytest.raises(NotFinite, match="NaN"):
         method.compress(fine, context(x, tmp_path))
+
+
+class Normless(nn.Module):
+    """Batch normalisations without scale and shift, and without running statistics where they are not tracked."""
+
+    def __init__(self, track: bool) -> None:
+        super().__init__()
+        self.a, self.na = nn.Conv2d(3, 16, 3, bias=False), nn.BatchNorm2d(16, affine=False, track_running_stats=track)
+        self.c, self.nc = nn.Linear(16, 24), nn.BatchNorm1d(24, affine=False, track_running_stats=track)
+        self.head = nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.na(self.a(x))).amax((2, 3))
+        out: Tensor = self.head(torch.relu(self.nc(self.c(x))))
+        return out
+
+
+@pytest.mark.parametrize("track", [True, False])
+def test_batch_norm_without_scale_or_statistics(track: bool, tmp_path: Path) -> None:
+    model, x = Normless(track), noise(200, 3, 8, 8)
+    for norm in (model.na, model.nc):
+        if track:
+            norm.running_mean.normal_(0, 0.2)
+            norm.running_var.uniform_(0.5, 1.5)
+    model.eval()
+    result = PtqInt8().compress(model, context(x, tmp_path))
+    with torch.no_grad():
+        exact, rounded = model(x[:64]), result(x[:64])
+    assert (exact - rounded).abs().max() < 0.1 * exact.std()
+    # Without running statistics the batch's own are what the model computes with: nothing to fold.
+    left = [module for module in result.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
+    assert len(left) == (0 if track else 2)
+
+
+class Named(nn.Module):
+    """Parts whose names Python cannot write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name, part in {"1x1": nn.Conv2d(2, 4, 1), "conv-a": nn.Conv2d(4, 4, 1), "conv_a_": nn.Identity()}.items():
+            self.add_module(name, part)
+        self.add_module("class", nn.Linear(4, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = self._modules
+        x = parts["conv_a_"](parts["conv-a"](torch.relu(parts["1x1"](x))))
+        out: Tensor = getattr(self, "class")(x.mean((2, 3)))
+        return out
+
+
+def test_parts_of_any_name_are_quantized_and_survive_their_file(tmp_path: Path) -> None:
+    model, x = Named().eval(), noise(50, 2, 5, 5)
+    result = PtqInt8().compress(model, context(x, tmp_path))
+    names = {name for name, m in result.named_modules() if isinstance(m, QuantizedConv2d | QuantizedLinear)}
+    assert names == {"1x1", "conv_a_", "class_"}
+    again = modelfile.load(modelfile.save(result, tmp_path / "model"))
+    with torch.no_grad():
+        assert torch.equal(again(x), result(x))
+        assert (model(x) - result(x)).abs().max() < 0.1 * model(x).std()
+
+
+class Random(nn.Module):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 16), nn.Linear(16, 4)
+        self.drop = nn.Dropout(0.5)
+        self.kind = kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.a(self.drop(x)))
+        if self.kind == "dropout":
+            x = F.dropout(x, 0.5)
+        elif self.kind == "told":
+            x = F.dropout(x, 0.5, training=self.training)
+        elif self.kind == "nothing":
+            x = F.dropout(x, 0.0)
+        elif self.kind == "noise":
+            x = x + torch.randn_like(x)
+        else:
+            x = x + torch.randn(16)
+        out: Tensor = self.b(x)
+        return out
+
+
+@pytest.mark.parametrize("kind", ["dropout", "noise", "constant"])
+def test_a_forward_pass_that_draws_is_refused_and_not_made_another(kind: str, tmp_path: Path) -> None:
+    model = Random(kind).eval()
+    before = torch.get_rng_state()
+    reason = refusal(PtqInt8(), model, context(noise(32, 8), tmp_path))
+    assert reason is not None
+    assert reason.startswith("the forward pass draws random numbers in evaluation")
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("kind", ["told", "nothing"])
+def test_dropout_that_draws_nothing_is_dropped(kind: str, tmp_path: Path) -> None:
+    model, x = Random(kind).eval(), noise(64, 8)
+    result = PtqInt8().compress(model, context(x, tmp_path))
+    with torch.no_grad():
+        assert (model(x) - result(x)).abs().max() < 0.1 * model(x).std()
+
+
+class Reads(nn.Module):
+    """Forward passes that read a layer's weight: its type, its values, a product of their own with it."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.conv = nn.Conv2d(3, 16, 3, bias=False)
+        self.norm = nn.BatchNorm2d(16)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "dtype":
+            x = x.to(self.conv.weight.dtype)
+        elif self.kind == "type_as":
+            x = x.type_as(self.conv.weight)
+        elif self.kind == "norm":
+            x = x / (self.head.weight.norm() + self.head.bias.abs().sum())
+        elif self.kind == "folded":
+            x = x * self.conv.weight.abs().mean()
+        x = torch.relu(self.norm(self.conv(x))).mean((2, 3))
+        if self.kind == "cosine":
+            return F.normalize(x) @ F.normalize(self.head.weight).t()
+        out: Tensor = self.head(x)
+        return out
+
+
+@pytest.mark.parametrize("kind", ["dtype", "type_as", "norm", "folded", "cosine"])
+@pytest.mark.parametrize("quantized_bias", [True, False])
+def test_a_weight_that_the_forward_pass_reads_stays_what_it_is(kind: str, quantized_bias: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = lively(Reads(kind)), noise(100, 3, 8, 8)
+    result = PtqInt8(quantized_bias=quantized_bias).compress(model, context(x, tmp_path))
+    again = modelfile.load(modelfile.save(result, tmp_path / "model"))
+    with torch.no_grad():
+        exact, rounded = model(x), result(x)
+        assert (exact - rounded).abs().max() < 0.1 * exact.std()
+        assert torch.equal(again(x), rounded)
+    layers = {name for name, m in result.named_modules() if isinstance(m, QuantizedConv2d | QuantizedLinear)}
+    assert layers == ({"conv"} if kind == "cosine" else {"conv", "head"})
+
+
+def test_layers_with_hooks_stay_float_and_are_named(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    model[0].register_forward_hook(lambda module, args, out: 2 * out)
+    said: list[str] = []
+    result = PtqInt8().compress(model, context(noise(32, 8), tmp_path, warn=said.append))
+    assert isinstance(result, fx.GraphModule)
+    assert result.meta["kept_float"] == {"0": "it has hooks, which run around its product"}
+    assert said[0].startswith("reaches 33.3% of the model's weights: 0.weight (Linear, 64 weights)")
 
 
 @pytest.mark.parametrize(
@@ -314,13 +440,12 @@ def test_digits_in_integers_agree_with_the_quantized_module(
     if reason := hardware.unavailable():
         pytest.skip(reason)
     model, inputs, tests = digits
-    result = PtqInt8().compress(model, context(inputs, tmp_path, hardware.scheme))
-    floats = hardware.build(model, inputs[:2], tmp_path / "f32")
-    artifact = hardware.build(result, inputs[:2], tmp_path / "int8")
-    deployed = hardware.load(artifact, threads=1, batch=tuple(tests.shape))
-    deployed.bind(tests.numpy())
-    deployed()
-    got = deployed.fetch()
+    result = PtqInt8().targeting(hardware.scheme).compress(model, context(inputs, tmp_path))
+    taken, example, given = signature(SHAPE, 10), {"input": inputs[:2]}, {"input": tests.numpy()}
+    floats = hardware.build(model, taken, example, tmp_path / "f32")
+    artifact = hardware.build(result, taken, example, tmp_path / "int8")
+    deployed = hardware.load(artifact, signature=taken, inputs=given, threads=1)
+    got = answer(deployed, given)["output"]
     with torch.no_grad():
         simulated, exact = result(tests).numpy(), model(tests).numpy()
     assert deployed.effective["precision"] == "int8"
@@ -346,8 +471,8 @@ def resnet(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Hardware], tup
     @functools.cache
     def made(scheme: Scheme, build: Callable[..., Path]) -> tuple[nn.Module, Path]:
         folder, x = tmp_path_factory.mktemp("resnet20"), noise(32, 1, 28, 28)
-        result = PtqInt8().compress(lively(create("resnet20", 0)), context(x, folder, scheme))
-        return result, build(result, x[:2], folder)
+        result = PtqInt8().targeting(scheme).compress(lively(create("resnet20", 0)), context(x, folder))
+        return result, build(result, signature((1, 28, 28), 10), {"input": x[:2]}, folder)
 
     return lambda hardware: made(hardware.scheme, build_onnx)
 
@@ -361,11 +486,10 @@ def test_every_convolution_of_resnet20_runs_in_integers(
         pytest.skip(reason)
     x = noise(32, 1, 28, 28)
     result, artifact = resnet(hardware)
-    deployed = hardware.load(artifact, threads=1, batch=(8, 1, 28, 28))
+    given = {"input": x[:8].numpy()}
+    deployed = hardware.load(artifact, signature=signature((1, 28, 28), 10), inputs=given, threads=1)
     assert wanted.items() <= deployed.effective["kernels"].items()
     assert deployed.effective["mac_share"] == {"int8": 1.0}
-    deployed.bind(x[:8].numpy())
-    deployed()
     with torch.no_grad():
         expected = result(x[:8]).numpy()
-    assert np.abs(deployed.fetch() - expected).max() <= 0.1 * expected.std()
+    assert np.abs(answer(deployed, given)["output"] - expected).max() <= 0.1 * expected.std()
