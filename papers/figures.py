@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from harness import registry
 from harness.errors import SpecError, UnknownName
 from results.cells import significant
-from results.columns import QUANTITIES, Quantity, metric_title
+from results.columns import QUANTITIES
+from results.quantities import Quantity, metric_title
 
 if TYPE_CHECKING:
     from papers import Claim

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from results.columns import Quantity
+from results.quantities import Quantity
 
 Row = Mapping[str, Any]
 

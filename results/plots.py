@@ -16,9 +16,10 @@ from typing import Any
 
 from harness.errors import InputError, StoreError, Unavailable
 from results import output
-from results.columns import ENERGY, Quantity, quantity, quantity_of
+from results.columns import ENERGY, quantity, quantity_of
 from results.escaping import plot_text
 from results.labels import curve_labels, hardware_labels, method_labels, task_labels
+from results.quantities import Quantity
 
 SUFFIXES = (".png", ".svg", ".pdf")
 _MARKERS = "osD^vP*Xp<>h"

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from results.columns import COLUMNS, Column
+from results.columns import COLUMNS
+from results.quantities import Column
 
 VERSION = 3
 """Version of the tables. Views may change without it; they are replaced when the schema's text changes."""
