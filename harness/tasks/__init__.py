@@ -42,6 +42,10 @@ TABLE: dict[str, Entry] = {
     "digits-cnn": Entry("harness.tasks.digits:Digits", "scikit-learn's 8x8 digits, a two-layer CNN; needs no download"),
     **_images("fashion-mnist", "Fashion-MNIST"),
     **_images("mnist", "MNIST"),
+    "digits-denoising": Entry("harness.tasks.values:Denoising", "noisy 8x8 digits made clean, scored by PSNR"),
+    "diabetes-mlp": Entry("harness.tasks.values:Diabetes", "scikit-learn's diabetes data, a perceptron, RMSE"),
+    "minilm-eras": Entry("harness.tasks.passages:Passages", "a text encoder, MiniLM, classifies passages of speeches"),
+    "smollm2-135m": Entry("harness.tasks.language:LanguageModel", "a causal language model, SmolLM2, by perplexity"),
     "pair": Entry("harness.tasks.pair:Pair", 'any model with any data: {model = "resnet20", data = "mnist"}'),
     "torchvision": Entry(
         "harness.tasks.torchvision_models:TorchvisionModel",

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.contracts import Port, Signature
+from harness.contracts import Port, Signature, Workload
 from harness.errors import DataError, InputError, explanation
 from harness.tasks.sources import Made
 
 INSTALL = 'transformers is not installed: pip install "assay-bench[text]".'
+GENERATION = Workload(phases=(("prefill", 1), ("decode", 63)), sizes={"tokens": 128}, unit="token")
+"""A timed query of a causal model: a prompt, and tokens decoded one by one."""
 _CAUSAL = "CausalLM"
 
 
@@ -45,10 +47,12 @@ class Transformers:
         folder = self._folder()
         model = load(folder)
         inputs = text_inputs(model)
+        causal = len(inputs) == 1
         return Made(
             model=model,
             signature=Signature(inputs=inputs, outputs=()),
             inputs=inputs,
+            given={"workload": GENERATION} if causal else {},
             tokenizer=tokenizer(folder),
         )
 
