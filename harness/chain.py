@@ -17,12 +17,12 @@ from harness.errors import InputError, Unsupported
 from harness.executor import scratch_folder
 from harness.provenance import source_hash, versions
 from harness.registry import resolve
-from harness.spec import Cell, build
+from harness.spec import Cell, build, is_assembled
 
 if TYPE_CHECKING:
     from torch import nn
 
-Progress = Callable[[float, str], None]
+    from harness.jobs import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +69,8 @@ def code_hash(kind: Any, item: Mapping[str, Any]) -> str:
     if kind != "task":
         return digest([source_hash(module), item])
     task: Task = build("task", item)
-    # A user's own function is not called for its name's sake: its model's bytes identify its cells.
-    recipe = None if ":" in item["name"] else task.recipe()
+    # Nothing is made for its name's sake: the model's bytes identify the cells of such a task.
+    recipe = None if is_assembled(item) else task.recipe()
     more: tuple[str, ...] = getattr(task, "sources", tuple)()
     return digest([source_hash(module, *more), item, asdict(recipe) if recipe else None])
 
@@ -112,6 +112,7 @@ def baseline(work: Work) -> Stored:
 
     def fill(place: Path) -> dict[str, Any]:
         notes: list[str] = []
+        work.progress.step("training the baseline")
         model = task.model(cell.seed)
         train = _trainer(work, lambda f, m: work.progress(0.6 * f, f"train {cell.task['name']}: {m}"), notes)
         metrics = dict(train(model, recipe))
@@ -148,6 +149,7 @@ def step(work: Work, before: Stored, item: Mapping[str, Any], original: Stored) 
     def fill(place: Path) -> dict[str, Any]:
         notes: list[str] = []
         warnings: list[str] = []
+        work.progress.step(f"the method {item['name']}")
         training = None
         if finetuning is not None and "train" in work.data:
             training = Training(
@@ -224,7 +226,7 @@ def _stored(folder: Path, meta: Mapping[str, Any]) -> Stored:
     return Stored(folder.name, folder / "model.pt", meta["sha256"])
 
 
-def _trainer(work: Work, progress: Progress, notes: list[str]) -> Any:
+def _trainer(work: Work, progress: Callable[[float, str], None], notes: list[str]) -> Any:
     from harness.training import SGDTrainer
 
     task = work.task

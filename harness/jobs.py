@@ -84,6 +84,8 @@ class Deployment:
         Configurations of the metrics against the targets, and against the torch model's outputs.
     quantized : bool
         Whether the torch model is quantized, so that its outputs before that are there too.
+    random : bool
+        Whether the torch model gives other outputs each time, so that a difference says nothing.
     """
 
     artifact: Path
@@ -97,6 +99,7 @@ class Deployment:
     metrics: tuple[Mapping[str, JSON], ...]
     fidelity: tuple[Mapping[str, JSON], ...]
     quantized: bool
+    random: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

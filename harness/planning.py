@@ -14,7 +14,7 @@ from harness.errors import InputError, Unavailable
 from harness.filters import Filter
 from harness.measure.size import codec_source
 from harness.provenance import git_state, source_hash, versions
-from harness.spec import Cell, Spec, build, parameters
+from harness.spec import Cell, Spec, build, is_assembled, parameters
 
 _CORE_PACKAGES = (
     "assay-bench",
@@ -131,8 +131,8 @@ def metric_hashes(task: Task) -> list[str]:
 
 def _known(cell: Cell) -> tuple[str | None, bool, list[str]]:
     """Before the run: the hash of the cell's data, whether the identity is complete, and the metrics' hashes."""
-    # A user's own task runs the user's code: that happens in the worker only.
-    if any(":" in str(cell.task.get(key, "")) for key in ("name", "model")):
+    # Making such a task may run the user's code and load a large model: that happens in the worker only.
+    if is_assembled(cell.task):
         return None, False, []
     task: Task = build("task", cell.task)
     try:

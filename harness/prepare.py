@@ -21,7 +21,7 @@ from harness.measure.size import WEIGHTS, codec_source, plain_bytes, weigh, weig
 from harness.planning import metric_hashes
 from harness.provenance import source_hash, versions
 from harness.reference import OUTPUT_BYTES, reference, source_of, test_set
-from harness.spec import build
+from harness.spec import build, users_targets
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,8 +47,7 @@ def prepare(job: PrepareJob, progress: Progress) -> Prepared:
     hardware: Hardware = build("hardware", cell.hardware)
     if reason := hardware.unavailable():
         raise Unavailable(reason)
-    users_own = any(":" in str(cell.task.get(key, "")) for key in ("name", "model"))
-    trusted = trust(task.model(cell.seed)) if users_own else []
+    trusted = trust(task.model(cell.seed)) if users_targets(cell.task) else []
     work = Work(
         cell=cell,
         task=task,
@@ -67,8 +66,10 @@ def prepare(job: PrepareJob, progress: Progress) -> Prepared:
     progress(0.8, "reference outputs")
     folder, probed = reference(work, model, stored, unquantized)
     example = _example(folder, signature.batch or 2)
+    progress.step(f"building for {cell.hardware['name']}")
     progress(0.85, f"build for {cell.hardware['name']}")
     artifact, place = _artifact(work, model, stored, example)
+    progress.step("storing the test set")
     progress(0.95, "test set")
     reasons: dict[str, str] = {}
     test = split_sha256 = None
@@ -116,6 +117,7 @@ def prepare(job: PrepareJob, progress: Progress) -> Prepared:
             metrics=tuple(metrics.config(metric) for metric in task.metrics),
             fidelity=tuple(metrics.config(metric) for metric in task.fidelity),
             quantized=unquantized is not None,
+            random=probed["random"],
         ),
         trusted=tuple(trusted),
         identity=(

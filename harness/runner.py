@@ -31,7 +31,7 @@ from harness.jobs import Item, MeasureJob, Prepared, PrepareJob
 from harness.planning import Planned as Planned
 from harness.planning import plan as plan
 from harness.record import Record, new_run_id
-from harness.spec import Cell, Spec, label
+from harness.spec import Cell, Spec, label, users_targets
 
 DEFAULT_TIMEOUT_S = 7200.0
 
@@ -214,9 +214,11 @@ def _reporter(watch: Callable[[Event], None], index: int, total: int, cell: Cell
 
 def _users_packages(planned: Sequence[Planned]) -> list[str]:
     """Top-level packages of what the spec names as ``module:name``: the user asked for their code to run."""
-    names = [item.cell.task["name"] for item in planned]
-    names += [step["name"] for item in planned for step in item.cell.chain]
-    return sorted({name.partition(":")[0].partition(".")[0] for name in names if ":" in name})
+    names: set[str] = set()
+    for item in planned:
+        for table in (item.cell.task, item.cell.hardware, *item.cell.chain):
+            names |= set(users_targets(table))
+    return sorted(map(usercode.package, names))
 
 
 class PrepareWorker:
@@ -257,7 +259,7 @@ def _run_cell(
         run_id=new_run_id(),
         created_at=datetime.now(UTC).isoformat(),
         status="ok",
-        task=cell.task["name"],
+        task=cell.task_name,
         method=cell.method,
         hardware=cell.hardware["name"],
         task_config=_without_name(cell.task),
@@ -317,7 +319,8 @@ def _measure(
     if record.random_in_evaluation:
         warnings.append(
             "The model is random in evaluation: two calls on equal inputs give different outputs, so its scores are "
-            "not compared. Dropout that ignores evaluation mode (F.dropout without training=self.training) does that."
+            "not compared. Dropout that ignores evaluation mode (F.dropout without training=self.training), noise that "
+            "forward adds and counters that it keeps do that."
         )
     fields = {field.name: getattr(measured, field.name) for field in dataclasses.fields(measured)}
     return replace(record, **fields | {"reasons": {**record.reasons, **measured.reasons}, "warnings": warnings})

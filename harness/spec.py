@@ -154,6 +154,13 @@ class Cell:
     energy: Mapping[str, Any]
 
     @property
+    def task_name(self) -> str:
+        """What the task is called in records and tables: its name; of a model with data, these two."""
+        if self.task["name"] != "pair":
+            return str(self.task["name"])
+        return " on ".join(str(self.task[key]) for key in ("model", "data") if key in self.task)
+
+    @property
     def method(self) -> str:
         """The chain's names, joined."""
         return " > ".join(step["name"] for step in self.chain)
@@ -173,7 +180,7 @@ class Cell:
     def row(self) -> dict[str, Any]:
         """The cell's coordinates under the names of the ``runs`` columns, for display and ``--only``."""
         return {
-            "task": self.task["name"],
+            "task": self.task_name,
             "method": self.method,
             "config": label(self.chain),
             "hardware": self.hardware["name"],
@@ -427,6 +434,17 @@ def _listed(source: str, value: Any, key: str) -> list[tuple[str, Any]]:
     if isinstance(value, Sequence) and value:
         return [(f"{key}[{index}]", item) for index, item in enumerate(value)]
     raise SpecError(f"{source}: {key}: the list is empty, or no list; give at least one name (got {shown(value)}).")
+
+
+def users_targets(item: Mapping[str, Any]) -> list[str]:
+    """What a task's, method's or hardware's table names as ``module:name``: the user asked for that code to run."""
+    named = [str(item.get(key, "")) for key in ("name", "model", "data")]
+    return [text for text in named if ":" in text and not Path(text).exists()]
+
+
+def is_assembled(task: Mapping[str, Any]) -> bool:
+    """Whether only making a task tells what it is: a user's function, or a model and data that a spec put together."""
+    return task["name"] == "pair" or bool(users_targets(task))
 
 
 def build(kind: registry.Kind, item: Item | Mapping[str, Any]) -> Any:

@@ -73,7 +73,9 @@ def measure(job: MeasureJob, progress: Progress) -> Measured:
     finally:
         deployed.close()
     scores = _scores(load, blocks, built, progress)
-    warnings += output_warnings(scores, effective) + runtime_warnings(effective, job.threads)
+    if not built.random:
+        warnings += output_warnings(scores, effective)
+    warnings += runtime_warnings(effective, job.threads)
     return Measured(
         scores=tuple(scores),
         effective=effective,
