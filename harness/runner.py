@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from harness import cache, environment, locks, paths, registry
+from harness import cache, environment, locks, paths, registry, usercode
 from harness.canonical import digest
 from harness.contracts import Store
 from harness.errors import InputError, StoreError
