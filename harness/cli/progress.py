@@ -55,7 +55,7 @@ class ProgressBar:
         if self._job is None:
             self._job = self._bar.add_task("", total=event.total)
         cell = event.cell
-        name = printable(f"{cell.task['name']} · {cell.method} · {cell.hardware['name']} · batch {cell.batch_size}")
+        name = printable(f"{cell.task_name} · {cell.method} · {cell.hardware['name']} · batch {cell.batch_size}")
         if event.kind == "done" and event.record is not None and not self._quiet:
             reason = f": {printable(event.record.reason)}" if event.record.reason else ""
             self._console.print(
