@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 PARTS = ("test", "validation", "train")
 _INFERENCE = 256
 _DEFAULT_BATCH = 128
-_INTEGERS = ("uint8", "int8", "int16", "int32", "int64")
+_INTEGERS = ("bool", "uint8", "int8", "int16", "int32", "int64")
 _EXACT = 2**24
+_ROUNDING = 1e-4
 
 
 def settled(model: nn.Module, where: str) -> tuple[nn.Module, tuple[str, ...]]:
@@ -116,7 +117,7 @@ class Assembly:
         """Signature, batch size and dtypes, from one call of two examples, or of one where two are refused."""
         first = self._seen()
         notes: list[str] = []
-        casts = self._casts(first.inputs)
+        casts = self._casts(first)
         if casts:
             was = ", ".join(f"{name!r} ({_dtype(first.inputs[name])})" for name in casts)
             notes.append(f"Inputs {was} are converted to float32, the model's type.")
@@ -126,23 +127,17 @@ class Assembly:
         try:
             outputs, batch, said = self._answers(first)
         except InputError as refused:
-            integers = tuple(name for name, value in first.inputs.items() if _dtype(value) in _INTEGERS)
-            if not integers:
-                raise
-            try:
-                outputs, batch, said = self._answers(_cast(first, integers))
-            except InputError:
-                raise refused from None
-            first, casts = _cast(first, integers), (*casts, *integers)
+            integers, outputs, batch, said = self._as_floats(first, refused)
             notes.append(
                 f"Inputs {', '.join(map(repr, integers))} are integers and become float32: the model takes it."
             )
+            first, casts = _cast(first, integers), (*casts, *integers)
         notes += said
         inputs = tuple(_port(name, value, with_values=True) for name, value in first.inputs.items())
         found = Signature(
             inputs=inputs, outputs=tuple(_port(name, value) for name, value in outputs.items()), batch=batch
         )
-        found, workload, said = self._named(found) if self.varying else self._varying(found, first)
+        found, workload, said = self._named(found) if self.varying else self._varying(found, first, casts)
         return _Facts(signature=found, workload=workload, casts=casts, notes=(*notes, *said))
 
     @functools.cached_property
@@ -259,11 +254,21 @@ class Assembly:
             )
         return self.example
 
-    def _casts(self, inputs: Tensors) -> tuple[str, ...]:
-        """Inputs of another floating type than the model's parameters."""
+    def _casts(self, first: Batch) -> tuple[str, ...]:
+        """Inputs of another floating type than the model's parameters; but not doubles that it needs."""
+        inputs = first.inputs
         has_floats = any(value.is_floating_point() for value in self.model.parameters())
         other = {name for name, value in inputs.items() if value.is_floating_point() and _dtype(value) != "float32"}
-        return tuple(name for name in inputs if name in other and (has_floats or _dtype(inputs[name]) == "bfloat16"))
+        casts = tuple(name for name in inputs if name in other and (has_floats or _dtype(inputs[name]) == "bfloat16"))
+        doubles = tuple(name for name in casts if bool((inputs[name].float() != inputs[name]).any()))
+        if not doubles:
+            return casts
+        rest = tuple(name for name in casts if name not in doubles)
+        try:
+            kept, cast = (self._answers(_cast(first, names))[0] for names in (rest, casts))
+        except InputError:  # it takes no doubles
+            return casts
+        return casts if all(_alike(value, cast[name]) for name, value in kept.items()) else rest
 
     def _answers(self, first: Batch) -> tuple[dict[str, Tensor], int | None, list[str]]:
         """The outputs of two examples, or of one: with the only batch size, and what is said about it."""
@@ -292,6 +297,18 @@ class Assembly:
         raise InputError(
             f"{self.where}: called with {given} the model {problems[0]} with two examples, and {problems[1]} with one"
         )
+
+    def _as_floats(
+        self, first: Batch, refused: InputError
+    ) -> tuple[tuple[str, ...], dict[str, Tensor], int | None, list[str]]:
+        """The integer inputs that the model takes as floats only, and its answers: one of them, or all."""
+        integers = tuple(name for name, value in first.inputs.items() if _dtype(value) in _INTEGERS)
+        for names in dict.fromkeys([*((name,) for name in integers), integers]):
+            try:
+                return names, *self._answers(_cast(first, names))
+            except InputError:
+                continue
+        raise refused
 
     def _flat(self, inputs: Tensors) -> dict[str, Any]:
         import torch
@@ -327,7 +344,7 @@ class Assembly:
             port.name: torch.cat([values[port.name] for values in flat])[: len(batch)] for port in signature.outputs
         }
 
-    def _varying(self, found: Signature, first: Batch) -> tuple[Signature, Workload, list[str]]:
+    def _varying(self, found: Signature, first: Batch, casts: Sequence[str]) -> tuple[Signature, Workload, list[str]]:
         """Name the axes that differ between the loaders' examples, once the model has answered both shapes."""
         loaders = [split for split in self.data.values() if getattr(split, "varying", False)]
         other = next(
@@ -336,7 +353,7 @@ class Assembly:
         )
         if other is None:
             return found, self.workload, []
-        outputs, _, _ = self._answers(_cast(other, self._casts(other.inputs)))
+        outputs, _, _ = self._answers(_cast(other, casts))
         lengths: dict[tuple[int, int], str] = {}
 
         def ports(before: tuple[Port, ...], after: Tensors) -> tuple[Port, ...]:
@@ -461,8 +478,14 @@ def _cast(batch: Batch, names: Sequence[str]) -> Batch:
     )
 
 
+def _alike(a: Tensor, b: Tensor) -> bool:
+    """Whether two outputs differ by no more than the rounding of float32 explains."""
+    a, b = a.double(), b.double()
+    return bool(((a - b).abs() <= _ROUNDING * a.abs().amax().clamp(min=1e-30)).all())
+
+
 def _float(name: str, value: Tensor) -> Tensor:
-    if not value.is_floating_point() and value.numel() and int(value.abs().max()) > _EXACT:
+    if _dtype(value) in _INTEGERS[1:] and value.numel() and int(value.abs().max()) > _EXACT:
         raise InputError(
             f"The input {name!r} holds integers above 2**24, which float32 does not tell apart, and the model takes no "
             "integers. Give floats, or cast in forward."
