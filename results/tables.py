@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -46,6 +47,7 @@ _IDENTITY = (
     "machine_id",
 )
 _DASH = "–"
+_NUMBER = re.compile(r"[+−-]?\d[\d.,]*(e[+-]?\d+)?×?( .*)?", re.DOTALL)
 _OF_TASK = frozenset(column.name for column in BY_NAME.values() if column.shown and column.shown.of_task)
 
 
@@ -215,6 +217,12 @@ def comparability(rows: Sequence[Row]) -> list[str]:
         count = len({row[name] for row in rows})
         if count > 1:
             notes.append(text.format(count))
+    models: dict[Any, set[Any]] = {}
+    for row in rows:
+        if row["original_sha256"] is not None:
+            models.setdefault((row["task"], row["task_config"], row["seed"]), set()).add(row["original_sha256"])
+    if any(len(found) > 1 for found in models.values()):
+        notes.append("Rows of one task are of different models (column original_sha256): only equal ones compare.")
     # Each runtime brings packages of its own: versions differ only where one runtime was used with several.
     versions = {(row["hardware"], row["packages"]) for row in rows}
     if len(versions) > len({hardware for hardware, _ in versions}):
@@ -296,7 +304,7 @@ def _csv(table: Table) -> str:
 
 def _numeric(table: Table, index: int) -> bool:
     cells = [row[index] for row in table.body if not row[index].startswith(_DASH)]
-    return bool(cells) and all(cell[:1].isdigit() or cell[:1] in "+−" for cell in cells)
+    return bool(cells) and all(map(_NUMBER.fullmatch, cells))
 
 
 def _missing(name: str, reason: str | None, footnotes: dict[str, int]) -> str:

@@ -94,6 +94,9 @@ def test_rows_that_do_not_compare_are_said_so(rows: list[dict[str, Any]]) -> Non
         {**ok(rows)[0], "machine_id": "m2", "threads": 2, "settings": "{}", "energy_method": "measured_counter"},
     )
     assert tables.comparability([same, same]) == []
+    models = [{**same, "original_sha256": digit * 64} for digit in "ab"]
+    assert "different models" in " ".join(tables.comparability(models))
+    assert tables.comparability([models[0], {**models[1], "task": "other"}]) == []
     notes = " ".join(tables.comparability([same, other]))
     for text in ("2 machines", "2 different settings", "2 different thread counts", "measured_counter and modelled"):
         assert text in notes
@@ -257,3 +260,9 @@ def test_building_is_linear(rows: list[dict[str, Any]]) -> None:
             tables.build([ok(rows)[0]] * many, tables.DEFAULT_COLUMNS)
         counts.append(parsed / many)
     assert counts[0] == counts[1]
+
+
+def test_names_that_begin_with_a_digit_are_no_numbers(rows: list[dict[str, Any]]) -> None:
+    text = tables.render(tables.build([{**ok(rows)[0], "task": "22_names:make"}], ["task", "run_id", "speedup"]), "md")
+    rule = text.splitlines()[1]
+    assert [cell.strip().endswith(":") for cell in rule.strip("|").split("|")] == [False, False, True]
