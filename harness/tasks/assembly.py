@@ -117,13 +117,13 @@ class Assembly:
         """Signature, batch size and dtypes, from one call of two examples, or of one where two are refused."""
         first = self._seen()
         notes: list[str] = []
+        if self.signature is not None:
+            return self._fitted(self.signature, first)
         casts = self._casts(first)
         if casts:
             was = ", ".join(f"{name!r} ({_dtype(first.inputs[name])})" for name in casts)
             notes.append(f"Inputs {was} are converted to float32, the model's type.")
         first = _cast(first, casts)
-        if self.signature is not None:
-            return _Facts(signature=self.signature, workload=self.workload, casts=casts, notes=tuple(notes))
         try:
             outputs, batch, said = self._answers(first)
         except InputError as refused:
@@ -269,6 +269,23 @@ class Assembly:
         except InputError:  # it takes no doubles
             return casts
         return casts if all(_alike(value, cast[name]) for name, value in kept.items()) else rest
+
+    def _fitted(self, signature: Signature, first: Batch) -> _Facts:
+        """Facts of a known signature: inputs of the loaders have to be of its types, or become its float32."""
+        casts = []
+        for port in signature.inputs:
+            if port.name not in first.inputs:
+                raise InputError(
+                    f"{self.where}: the data have no input {port.name!r}; they have {', '.join(first.inputs)}."
+                )
+            found = _dtype(first.inputs[port.name])
+            if found == port.dtype:
+                continue
+            if port.dtype != "float32" or found == "bool":
+                raise InputError(f"{self.where}: the input {port.name!r} is {found}; the model takes {port.dtype}.")
+            casts.append(port.name)
+        notes = (f"Inputs {', '.join(map(repr, casts))} are converted to float32, the model's type.",) if casts else ()
+        return _Facts(signature=signature, workload=self.workload, casts=tuple(casts), notes=notes)
 
     def _answers(self, first: Batch) -> tuple[dict[str, Tensor], int | None, list[str]]:
         """The outputs of two examples, or of one: with the only batch size, and what is said about it."""

@@ -147,7 +147,7 @@ def _assembled(parameters: str) -> Assembly:
         loaded = sets.find(values["data"]).load(wanted)
     splits_ = {part: loader if hasattr(loader, "identity") else None for part, loader in loaded.parts.items()}
     raw = {part: loader for part, loader in loaded.parts.items() if splits_[part] is None}
-    data: dict[str, Split] = {part: split for part, split in splits_.items() if split is not None}
+    data: dict[str, Split] = {part: _renamed(split, names) for part, split in splits_.items() if split is not None}
     data |= loader_splits(raw, where, names, required)
     recipe = sources.find(values["model"]).recipe() if data else None
     untrained = made.untrained if recipe is None or "train" not in data else ""
@@ -161,6 +161,7 @@ def _assembled(parameters: str) -> Assembly:
         model=model,
         data=data,
         example=None if data or not ports else _example(ports, workload),
+        signature=made.signature if made.signature is not None and made.signature.outputs else None,
         varying=ports if any(isinstance(axis, str) for port in ports for axis in port.shape) else (),
         loss=given.loss,
         metrics=_metrics(values.get("metric")) or given.metrics,
@@ -171,6 +172,17 @@ def _assembled(parameters: str) -> Assembly:
         untrained=untrained,
         said=(*given.notes, *made.notes, *loaded.notes, *notes),
     )
+
+
+def _renamed(split: Split, names: tuple[str, ...]) -> Split:
+    """A built-in split, whose input has the name of the model's only one."""
+    from harness.tasks.splits import ChangedSplit
+
+    def change(batch: Batch) -> Batch:
+        return Batch(inputs=dict(zip(names, batch.inputs.values(), strict=True)), targets=batch.targets)
+
+    first = next(iter(split.batches(1)))
+    return split if len(names) != 1 or tuple(first.inputs) == names else ChangedSplit(split=split, change=change)
 
 
 def _example(ports: tuple[Port, ...], workload: Workload) -> Batch:
