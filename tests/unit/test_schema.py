@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from harness import environment, metrics, stats
+from harness.canonical import digest
 from harness.contracts import Store as StoreContract
 from harness.record import Record
 from harness.registry import resolve
@@ -515,3 +516,10 @@ def test_a_column_is_one_row_of_a_table() -> None:
             assert schema.documented()["records"].columns[column.name] == f"{column.text} ({column.unit})"
         for name in filter(None, (shown.low, shown.high, shown.change, shown.kind) if shown else ()):
             assert name in columns.BY_NAME
+
+
+def test_tables_that_change_have_a_new_version() -> None:
+    """A database with other tables must be refused, with `assay db rebuild` named, and not fail in the middle."""
+    tables = {name: list(schema.documented()[name].columns) for name in schema.tables()}
+    known = {3: "9cb1a94b9265243c"}
+    assert known == {schema.VERSION: digest(tables)[:16]}, "raise schema.VERSION and write the new digest here"
