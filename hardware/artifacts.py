@@ -37,10 +37,14 @@ def build_onnx(
         if tuple(phases) != FORWARD:
             raise Unsupported(f"{given.name} is a file: only its forward pass is run, not {', '.join(phases)}.")
         copy_onnx(given, inner / NAME)
-    else:
+    elif tuple(phases) == FORWARD:
         from hardware.export import to_onnx
 
         to_onnx(model, signature, example, inner / NAME)
+    else:
+        from hardware.causal import to_onnx_decoder
+
+        to_onnx_decoder(model, signature, example, inner / NAME)
     if len(list(inner.iterdir())) > 1:
         return inner
     single = (inner / NAME).rename(folder / NAME)

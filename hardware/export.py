@@ -47,7 +47,7 @@ def _dequantize(q: Any, scale: Any, axis: int = 0) -> Any:
 
 
 class Called(nn.Module):
-    """A model that takes a signature's inputs by place and returns its outputs as a tuple.
+    """A model that takes a signature's inputs as a list and returns its outputs as a tuple.
 
     NumPy has no bfloat16, so outputs of that type are widened to float32, which is exact.
     """
@@ -57,7 +57,7 @@ class Called(nn.Module):
         self.model = model
         self.signature = signature
 
-    def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, values: list[Tensor]) -> tuple[Tensor, ...]:
         """Call the model by name; see :func:`harness.calling.call`."""
         names = [port.name for port in self.signature.inputs]
         outputs = call(self.model, dict(zip(names, values, strict=True)), self.signature)
@@ -90,39 +90,47 @@ def to_onnx(model: nn.Module, signature: Signature, example: Tensors, path: Path
     ExportError
         If the model cannot be exported, with the lines of the cause that explain it.
     """
-    values, shapes = _examples(signature, example)
+    values, axes = _examples(signature, example)
     names = _file_names([port.name for port in signature.inputs], [port.name for port in signature.outputs])
-    return write(Called(model, signature), values, shapes, names, path, type(model).__name__)
+    return write(Called(model, signature), values, axes, names, path, type(model).__name__)
 
 
 def write(
     module: nn.Module,
     values: Sequence[Tensor],
-    shapes: Sequence[dict[int, Any]],
+    axes: Sequence[dict[int, str]],
     names: tuple[list[str], list[str]],
     path: Path,
     title: str,
+    *,
+    related: bool = False,
 ) -> Path:
     """Export a module that holds the model as ``model``; see :func:`to_onnx`.
 
     Parameters
     ----------
     module : nn.Module
-        Takes ``values`` by place and returns a tuple of tensors.
+        Takes the list of ``values`` and returns a tuple of tensors.
     values : sequence of Tensor
-    shapes : sequence of dict
-        For each value, which axes vary.
+    axes : sequence of dict
+        For each value, which axes vary, by name: an identifier, equal for equal sizes.
     names : tuple of list of str
         Of the file's inputs and outputs.
     path : Path
     title : str
         What the model is called in messages.
+    related : bool
+        Whether sizes may follow from one another (one is the sum of two): the exporter finds out how, then.
     """
+    dims = {
+        name: torch.export.Dim.DYNAMIC if related else torch.export.Dim(name) for part in axes for name in part.values()
+    }
+    shapes = [{place: dims[name] for place, name in part.items()} for part in axes]
     with evaluating(module):
-        exported = _export(module, tuple(values), tuple(shapes), title)
+        # Copies: of a view, the exporter would ask what it is a view of.
+        exported = _export(module, [value.clone() for value in values], shapes, title)
     _plain_names(exported)
     written = _translate(exported, names, title)
-    axes = [{place: dim.__name__ for place, dim in shape.items()} for shape in shapes]
     rewrite(written.model, prefix="model.", axes=axes)
     large = sum(tensor.nbytes for tensor in exported.state_dict.values()) > PROTOBUF_LIMIT
     written.save(path, external_data=large)
@@ -133,28 +141,26 @@ def write(
     return path
 
 
-def _examples(signature: Signature, example: Tensors) -> tuple[list[Tensor], list[dict[int, Any]]]:
+def _examples(signature: Signature, example: Tensors) -> tuple[list[Tensor], list[dict[int, str]]]:
     """Values to trace with, and the axes that vary.
 
     The exporter takes an axis of size 0 or 1 for a constant: such axes are filled up by repeating.
     """
     names = axis_names(signature)
-    dims = {axis: torch.export.Dim(name) for axis, name in names.items()}
-    batch = torch.export.Dim(BATCH) if signature.batch is None else None
-    values, shapes = [], []
+    values, axes = [], []
     for port in signature.inputs:
         value = example[port.name]
-        varying = {place: dims[axis] for place, axis in enumerate(port.shape, start=1) if isinstance(axis, str)}
-        if batch is not None:
-            varying = {0: batch, **varying}
-        elif signature.batch is not None:
+        varying = {place: names[axis] for place, axis in enumerate(port.shape, start=1) if isinstance(axis, str)}
+        if signature.batch is None:
+            varying = {0: BATCH, **varying}
+        else:
             value = value[torch.arange(signature.batch) % len(value)]
         for place in varying:
             if value.shape[place] < 2:
                 value = value.repeat_interleave(2, dim=place)
         values.append(value)
-        shapes.append(varying)
-    return values, shapes
+        axes.append(varying)
+    return values, axes
 
 
 def _file_names(inputs: list[str], outputs: list[str]) -> tuple[list[str], list[str]]:
@@ -172,24 +178,29 @@ def _file_names(inputs: list[str], outputs: list[str]) -> tuple[list[str], list[
 
 
 def _export(
-    module: nn.Module, values: tuple[Tensor, ...], shapes: tuple[dict[int, Any], ...], title: str
+    module: nn.Module, values: list[Tensor], shapes: list[dict[int, Any]], title: str
 ) -> torch.export.ExportedProgram:
     try:
         with _quiet(), plain_attention(), torch.no_grad():
             try:
-                return torch.export.export(module, values, dynamic_shapes=(shapes,), strict=False)
+                return torch.export.export(module, (values,), dynamic_shapes=(shapes,), strict=False)
             except torch._dynamo.exc.UserError as error:
                 narrower = _narrowed(error, shapes)
                 if narrower is None:
                     raise
-                return torch.export.export(module, values, dynamic_shapes=(narrower,), strict=False)
+                return torch.export.export(module, (values,), dynamic_shapes=(narrower,), strict=False)
+            except RuntimeError as error:
+                if "not supported for tensor subclasses" not in str(error):
+                    raise
+                # NumPy in the forward pass: only the tracer of Python's bytecode knows it.
+                return torch.export.export(module, (values,), dynamic_shapes=(shapes,), strict=True)
     except AssayError as error:
         raise type(error)(f"{title} cannot be exported: {error}") from error
     except Exception as error:  # the model's own code runs here and may raise anything
         raise ExportError(f"{title} cannot be exported: {explanation(error)}{_place(error)}") from error
 
 
-def _narrowed(error: Exception, shapes: tuple[dict[int, Any], ...]) -> tuple[dict[int, Any], ...] | None:
+def _narrowed(error: Exception, shapes: list[dict[int, Any]]) -> list[dict[int, Any]] | None:
     """The axes with the limits that the exporter asks for (a table of 512 positions), or None where it asks for more.
 
     An axis that the model's code makes a constant stays an error.
@@ -206,7 +217,7 @@ def _narrowed(error: Exception, shapes: tuple[dict[int, Any], ...]) -> tuple[dic
         found[name] = torch.export.Dim(name, min=int(low) if low else None, max=int(high) if high else None)
     if not found:
         return None
-    return tuple({axis: found.get(dim.__name__, dim) for axis, dim in shape.items()} for shape in shapes)
+    return [{axis: found.get(dim.__name__, dim) for axis, dim in shape.items()} for shape in shapes]
 
 
 def _plain_names(exported: torch.export.ExportedProgram) -> None:

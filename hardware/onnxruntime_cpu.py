@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from hardware import ports, stored
+from hardware import decoding, ports, stored
 from hardware.artifacts import FORWARD, build_onnx, onnx_file
 from hardware.kernels import Kernel, stored_as, summary, weights_and_activations
 from hardware.onnx_operators import INTEGER, OPERATORS
@@ -36,7 +36,8 @@ _DTYPES = {
 }  # fmt: skip
 
 
-def _runtime() -> Any:
+def runtime() -> Any:
+    """The package, imported so that it reports nothing."""
     # It writes a device id and a database into the home folder, and starts an uploading thread, unless told not to
     # before the import.
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -71,7 +72,7 @@ class OnnxRuntime:
 
     def unavailable(self) -> str | None:
         """A reason why ONNX Runtime cannot run here, or None."""
-        return missing(("onnxruntime", "onnx", "onnxscript"), "onnxruntime", _runtime)
+        return missing(("onnxruntime", "onnx", "onnxscript"), "onnxruntime", runtime)
 
     def build(
         self,
@@ -101,26 +102,49 @@ class OnnxRuntime:
 
 
 class OnnxRuntimeDeployed:
-    """A session with inputs and outputs bound to memory of its own."""
+    """A session with inputs and outputs bound to memory of its own; the cache of a generation stays the runtime's."""
 
     def __init__(self, path: Path, signature: Signature, inputs: Arrays, threads: int, settings: OnnxRuntime) -> None:
         self._path, self._threads, self._settings = path, threads, settings
         self._sizes = ports.axis_sizes(signature, inputs)
-        self._ort = _runtime()
+        self._bound = ports.zeros(signature, inputs)
+        self._outputs = [port.name for port in signature.outputs]
+        self._ort = runtime()
         self._session = self._open(self._options())
         taken = {item.name: item for item in self._session.get_inputs()}
+        self._layers = decoding.layers_of(taken)
+        self._generation: decoding.Generation | None = None
+        self._values: dict[str, Any] = {}
+        if self._layers:
+            decoding.check_signature(signature)
+            self._prepare_cache(taken)
+            return
         self._names = ports.matched(signature.inputs, list(taken), "input")
-        self._bound = ports.zeros(signature, inputs)
         for port, name in zip(signature.inputs, self._names, strict=True):
             _check(port.name, taken[name], self._bound[port.name])
         self._values = {name: self._ort.OrtValue.ortvalue_from_numpy(value) for name, value in self._bound.items()}
         self._binding = self._session.io_binding()
         for name, value in zip(self._names, self._values.values(), strict=True):
             self._binding.bind_ortvalue_input(name, value)
-        self._outputs = [port.name for port in signature.outputs]
         given = [item.name for item in self._session.get_outputs()]
         for name in ports.matched(signature.outputs, given, "output"):
             self._binding.bind_output(name)
+
+    def _prepare_cache(self, taken: Mapping[str, Any]) -> None:
+        self._taken = tuple(taken)
+        n = len(next(iter(self._bound.values())))
+        self._empty = []
+        for name in decoding.past_names(self._layers):
+            _, heads, _, width = taken[name].shape
+            kind = _DTYPES[taken[name].type.removeprefix("tensor(").removesuffix(")")]
+            self._empty.append(self._ort.OrtValue.ortvalue_from_numpy(np.zeros((n, heads, 0, width), kind)))
+        self._past = self._empty
+        self._binding = self._session.io_binding()
+
+    @property
+    def generated(self) -> Any:
+        """The tokens that were decoded since the last prefill, shape (n, tokens)."""
+        return decoding.tokens_of(self._generation)
 
     def _options(self) -> Any:
         options = self._ort.SessionOptions()
@@ -172,12 +196,20 @@ class OnnxRuntimeDeployed:
             options = self._options()
             # Prepacked weights lose their shapes in the profile; the choice of kernels is made before.
             options.add_session_config_entry("session.disable_prepacking", "1")
-            nodes = profiled(self._open, options, dict(zip(self._names, self._bound.values(), strict=True)), folder)
+            nodes = profiled(self._open, options, self._feeds(), folder)
             packed: dict[tuple[int, ...], tuple[int, int]] = {}
             if any(node["op_name"] == "MatMulNBits" for node in nodes):
                 packed = self._packed(Path(folder) / "optimized.onnx")
         for node in nodes:
             yield _kernel(node, packed)
+
+    def _feeds(self) -> dict[str, Any]:
+        if not self._layers:
+            return dict(zip(self._names, self._bound.values(), strict=True))
+        cache = {
+            name: value.numpy() for name, value in zip(decoding.past_names(self._layers), self._empty, strict=True)
+        }
+        return {**decoding.feeds(decoding.Generation(self._bound), self._taken), **cache}
 
     def _packed(self, path: Path) -> dict[tuple[int, ...], tuple[int, int]]:
         """Bits of weights and of activations (0: their type's) by the shape of packed weights.
@@ -203,27 +235,57 @@ class OnnxRuntimeDeployed:
     def bind(self, inputs: Arrays) -> None:
         """Copy one batch into the bound inputs."""
         ports.check_bound(self._bound, inputs)
-        for name, value in self._values.items():
-            value.update_inplace(np.ascontiguousarray(inputs[name]))
+        for name, place in self._bound.items():
+            np.copyto(place, inputs[name])
+            if name in self._values:
+                self._values[name].update_inplace(place)
 
     def __call__(self, phase: str = "forward") -> None:
-        """Run the session on the bound inputs."""
-        if phase != "forward":
-            raise InputError(f"This artifact runs forward, not {phase!r}.")
-        self._session.run_with_iobinding(self._binding)
+        """Run the session on the bound inputs; "prefill" and "decode" where the artifact keeps a cache."""
+        if not self._layers:
+            if phase != "forward":
+                raise InputError(f"This artifact runs forward, not {phase!r}.")
+            self._session.run_with_iobinding(self._binding)
+            return
+        if phase == "forward":
+            self._generation = None
+            self._run(decoding.Generation(self._bound, whole=True), self._empty)
+            return
+        if phase == "prefill":
+            self._generation, self._past = decoding.Generation(self._bound), self._empty
+        elif phase == "decode":
+            decoding.advance(self._generation, self._logits)
+        else:
+            raise decoding.unknown_phase(phase)
+        self._run(self._generation, self._past)
+
+    def _run(self, at: Any, past: Sequence[Any]) -> None:
+        binding = self._session.io_binding()
+        for name, value in zip(decoding.past_names(self._layers), past, strict=True):
+            binding.bind_ortvalue_input(name, value)
+        given = decoding.feeds(at, self._taken)  # kept until the run is over: the binding reads its memory
+        for name, value in given.items():
+            binding.bind_cpu_input(name, value)
+        for name in (decoding.LOGITS, *decoding.present_names(self._layers)):
+            binding.bind_output(name)  # the runtime's own memory: what was past may still be read
+        self._session.run_with_iobinding(binding)
+        self._binding, self._past = binding, binding.get_outputs()[1:]
+
+    def _logits(self) -> Any:
+        return self._binding.get_outputs()[0].numpy()
 
     def synchronize(self) -> None:
         """Nothing to wait for: the call is synchronous."""
 
     def fetch(self) -> dict[str, Any]:
         """The outputs of the last call by name, as copies."""
-        values = self._binding.get_outputs()
-        return {name: value.numpy().copy() for name, value in zip(self._outputs, values, strict=True)}
+        values = self._binding.get_outputs()  # a cache comes after the scores
+        return {name: value.numpy().copy() for name, value in zip(self._outputs, values, strict=False)}
 
     def close(self) -> None:
         """Drop the session."""
         self._binding = self._session = None
-        self._values = {}
+        self._values, self._past, self._empty = {}, [], []
 
 
 def profiled(
@@ -246,7 +308,7 @@ def unoptimized_macs(path: Path, feeds: Mapping[str, Any]) -> int:
     Unsupported
         If the runtime cannot run the file on these inputs.
     """
-    ort = _runtime()
+    ort = runtime()
     options = ort.SessionOptions()
     options.log_severity_level = _FATAL_ONLY  # an error is raised as well
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL

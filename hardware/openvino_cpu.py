@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from hardware import openvino_kernels, ports, stored
+from hardware import decoding, openvino_kernels, ports, stored
 from hardware.artifacts import FORWARD, build_onnx, onnx_file
 from hardware.kernels import stored_as, summary
 from hardware.packages import missing
@@ -22,7 +22,7 @@ from harness.errors import DataError, InputError, Unsupported, explanation
 if TYPE_CHECKING:
     from torch import nn
 
-    from harness.contracts import Arrays, Signature, Tensors
+    from harness.contracts import Arrays, Deployed, Signature, Tensors
 
 # What the plugin takes and keeps: it computes 64-bit floats in 32 bits, which would change them without a word.
 _DTYPES = {
@@ -34,7 +34,8 @@ _HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
 
 @functools.cache
-def _runtime() -> Any:
+def runtime() -> Any:
+    """The package, imported so that it reports nothing."""
     # Its import sends an event and writes an id into the home folder, unless the telemetry package is not there.
     absent = object()
     before = sys.modules.get("openvino_telemetry", absent)
@@ -80,7 +81,7 @@ class OpenVino:
 
     def unavailable(self) -> str | None:
         """A reason why OpenVINO cannot run here, or None."""
-        return missing(("openvino", "onnx", "onnxscript"), "openvino", _runtime)
+        return missing(("openvino", "onnx", "onnxscript"), "openvino", runtime)
 
     def build(
         self,
@@ -93,7 +94,7 @@ class OpenVino:
         """Export to ONNX, or copy the ONNX file that the model is; see :func:`hardware.artifacts.build_onnx`."""
         return build_onnx(model, signature, example, folder, phases)
 
-    def load(self, artifact: Path, *, signature: Signature, inputs: Arrays, threads: int) -> OpenVinoDeployed:
+    def load(self, artifact: Path, *, signature: Signature, inputs: Arrays, threads: int) -> Deployed:
         """Read and compile the artifact for inputs of exactly these shapes and dtypes.
 
         Raises
@@ -106,7 +107,13 @@ class OpenVino:
             If the plugin would change an input's values.
         """
         ports.check(signature, inputs)
-        return OpenVinoDeployed(onnx_file(artifact), signature, inputs, threads, self)
+        path = onnx_file(artifact)
+        model = read(path)
+        if decoding.layers_of(name for source in model.inputs for name in source.get_names()):
+            from hardware.openvino_decoding import OpenVinoDecoder
+
+            return OpenVinoDecoder(model, path, signature, inputs, threads, self)
+        return OpenVinoDeployed(model, path, signature, inputs, threads, self)
 
     def compiled(self, model: Any, threads: int, path: Path) -> Any:
         """The model compiled with these settings.
@@ -125,7 +132,7 @@ class OpenVino:
             "KV_CACHE_PRECISION": self.kv_cache,
         }
         try:
-            return _runtime().Core().compile_model(model, "CPU", settings)
+            return runtime().Core().compile_model(model, "CPU", settings)
         except RuntimeError as error:
             raise DataError(f"OpenVINO cannot compile {path}: {_why(error)}") from error
 
@@ -133,11 +140,12 @@ class OpenVino:
 class OpenVinoDeployed:
     """A compiled model with one inference request, its input tensors preset."""
 
-    def __init__(self, path: Path, signature: Signature, inputs: Arrays, threads: int, settings: OpenVino) -> None:
-        ov = _runtime()
+    def __init__(
+        self, model: Any, path: Path, signature: Signature, inputs: Arrays, threads: int, settings: OpenVino
+    ) -> None:
+        ov = runtime()
         self._path, self._settings = path, settings
         self._bound = ports.zeros(signature, inputs)
-        model = read(path)
         sources = _matched(model.inputs, signature.inputs, "input")
         for source, (name, value) in zip(sources, self._bound.items(), strict=True):
             _check(name, source, value)
@@ -207,7 +215,7 @@ def read(path: Path) -> Any:
         If it holds an operation that OpenVINO does not know.
     """
     try:
-        return _runtime().Core().read_model(path)
+        return runtime().Core().read_model(path)
     except RuntimeError as error:
         # An operation that it does not know is a fault of neither the file nor the user.
         kind = Unsupported if "OpConversionFailure" in str(error) else DataError
@@ -280,7 +288,7 @@ def _check(name: str, source: Any, array: Any) -> None:
         why = " in full precision" if kind == "f64" else ""
         raise Unsupported(f"OpenVINO's input {name!r} does not take {array.dtype}{why}; its type there is {kind}.")
     taken = source.get_partial_shape()
-    if not taken.compatible(_runtime().PartialShape(list(array.shape))):
+    if not taken.compatible(runtime().PartialShape(list(array.shape))):
         raise InputError(f"The model takes inputs of shape {taken} as {name!r}; got {list(array.shape)}.")
 
 

@@ -13,6 +13,13 @@ _FLOATS = {"f32": 32, "bf16": 16, "f16": 16}
 _STORED_BITS = {"u8": 8, "i8": 8, "u4": 4, "i4": 4, "nf4": 4, "u2": 2, "f8e4m3": 8, "f8e5m2": 8, "f4e2m1": 4}
 
 
+# Kinds whose own inputs tell what they compute, where their shapes are known.
+_KNOWN = {
+    "Convolution", "GroupConvolution", "Deconvolution", "FullyConnected", "MatMul", "ScaledDotProductAttention",
+    "ScaledDotProductAttentionWithKVCache", "RNNSeq", "RNNCell",
+}  # fmt: skip
+
+
 def executed(graph: Any, original: Any, *, asked: str, dynamic_quantization: bool) -> Iterator[Kernel]:
     """The kernels of an executed graph.
 
@@ -40,7 +47,9 @@ def executed(graph: Any, original: Any, *, asked: str, dynamic_quantization: boo
         if not macs:
             # Snippets hold whole perceptrons and attentions, and loops their bodies.
             macs = sum(layers.pop(name, 0) for name in _said(node, "originalLayersNames").split(","))
-            if macs:
+            if macs and kind in _KNOWN:
+                precision = _precision(node, macs, dynamic_quantization)
+            elif macs:
                 precision = _fused_precision(node, asked)
         yield Kernel(kind=kind, precision=precision, macs=macs)
 

@@ -17,11 +17,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hardware import ports
 from hardware.artifacts import FORWARD, file_of
+from hardware.causal import Interface, empty_cache
+from hardware.decoding import Generation, advance, check_signature, tokens_of, unknown_phase
 from hardware.kernels import Kernel, stored_as, summary
 from harness import modelfile
 from harness.calling import arguments, named
 from harness.contracts import JSON, Scheme
-from harness.errors import InputError, Unsupported
+from harness.errors import Unsupported
 from harness.measure.counts import operator_macs
 from harness.quantized import ActivationQuantizer, QuantizedConv2d, QuantizedLinear
 
@@ -61,11 +63,14 @@ class Torch:
         Raises
         ------
         Unsupported
-            If the model is a file of another runtime.
+            If the model is a file of another runtime, or cannot generate and is asked to.
         """
-        del signature, example, phases  # part of the contract; a module needs none of them
+        del example  # part of the contract; a module needs none
         if (given := file_of(model)) is not None:
             raise Unsupported(f"{given.name} is an ONNX file, which PyTorch does not run: use onnxruntime or openvino.")
+        if tuple(phases) != FORWARD:
+            check_signature(signature)
+            Interface.of(model)
         folder.mkdir(parents=True, exist_ok=True)
         return modelfile.save(model, folder / NAME)
 
@@ -97,6 +102,13 @@ class TorchDeployed:
         self._tensors = {name: torch.from_numpy(value) for name, value in self._bound.items()}
         self._args, self._kwargs = arguments(model, self._tensors, signature)
         self._result: Any = None
+        self._generation: Generation | None = None
+        self._cache: Any = None
+
+    @property
+    def generated(self) -> Any:
+        """The tokens that were decoded since the last prefill, shape (n, tokens)."""
+        return tokens_of(self._generation)
 
     @functools.cached_property
     def effective(self) -> Mapping[str, JSON]:
@@ -126,23 +138,42 @@ class TorchDeployed:
             place.copy_(torch.from_numpy(inputs[name].copy()))
 
     def __call__(self, phase: str = "forward") -> None:
-        """Call the module on the inputs."""
-        if phase != "forward":
-            raise InputError(f"This artifact runs forward, not {phase!r}.")
+        """Call the module on the inputs; "prefill" and "decode" of a causal language model keep a cache."""
         with torch.inference_mode():
-            self._result = self._model(*self._args, **self._kwargs)
+            if phase == "forward":
+                self._generation, self._result = None, self._model(*self._args, **self._kwargs)
+                return
+            if phase == "prefill":
+                self._generation, self._cache = Generation(self._bound), empty_cache()
+            elif phase == "decode":
+                advance(self._generation, lambda: self._result.numpy(force=True))
+            else:
+                raise unknown_phase(phase)
+            self._result = self._scores(self._generation)
+
+    def _scores(self, at: Any) -> Tensor:
+        ids, mask, positions, kept = map(torch.from_numpy, (at.ids, at.mask, at.positions, at.kept))
+        scores = self._interface.call(self._model, ids, mask, positions, kept, self._cache)
+        return scores.float() if scores.dtype == torch.bfloat16 else scores
+
+    @functools.cached_property
+    def _interface(self) -> Interface:
+        check_signature(self._signature)
+        return Interface.of(self._model)
 
     def synchronize(self) -> None:
         """Nothing to wait for: the call is synchronous."""
 
     def fetch(self) -> dict[str, Any]:
         """The outputs of the last call by name, as copies."""
+        if self._generation is not None:
+            return {self._signature.outputs[0].name: _array(self._result)}
         outputs = named(self._result, self._signature, len(next(iter(self._tensors.values()))))
         return {name: _array(value) for name, value in outputs.items()}
 
     def close(self) -> None:
         """Drop the module."""
-        self._model, self._result = nn.Identity(), None
+        self._model, self._result, self._cache = nn.Identity(), None, None
 
 
 def _array(value: Tensor) -> Any:
