@@ -115,7 +115,7 @@ def _scores(
     progress: Progress,
 ) -> list[dict[str, Any]]:
     """The task's metrics on the test set, then fidelity on the reference examples, of the same artifact."""
-    size, phase = built.eval_batch, built.workload.phases[0][0]
+    size = built.eval_batch  # whole prompts are scored by a forward pass: a prefill gives its last token's scores only
     task_metrics = [
         Scores(metrics.create(config), config, "test", "targets", built.test_sha256) for config in built.metrics
     ]
@@ -136,7 +136,7 @@ def _scores(
     found: list[Scores] = []
     if built.fidelity and any(name.startswith("torch/") for name in blocks[0].targets):
         progress(0.5, "fidelity")
-        scored(load, blocks, size, compare, phase)
+        scored(load, blocks, size, compare)
         found += [scores for kept in fidelity.values() for scores in kept]
     if built.test and task_metrics:
         test = arrays.read(built.test)
@@ -149,7 +149,7 @@ def _scores(
                 scores.add(outputs, targets)
             done += len(next(iter(outputs.values())))
 
-        scored(load, test, size, score, phase)
+        scored(load, test, size, score)
         found = task_metrics + found
     return [scores.entry() for scores in found]
 
