@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import arrays, cache, environment, metrics, paths
+from harness.calling import call, evaluating
 from harness.canonical import digest, file_sha256
 from harness.chain import Stored, Work, baseline, code_hash, load, step, trust
-from harness.contracts import Hardware, Task
-from harness.errors import InputError, Unavailable, Unsupported
+from harness.contracts import Hardware, Signature, Task
+from harness.errors import AssayError, InputError, Unavailable, Unsupported, explanation
 from harness.jobs import Deployment, Prepared, PrepareJob, Progress, to_json
 from harness.measure import counts
 from harness.measure.layers import is_quantized, layers
 from harness.measure.size import WEIGHTS, codec_source, plain_bytes, weigh, weigh_weights
 from harness.planning import metric_hashes
 from harness.provenance import source_hash, versions
-from harness.reference import OUTPUT_BYTES, reference, source_of, test_set
+from harness.reference import OUTPUT_BYTES, mixing_layers, reference, source_of, test_set
 from harness.spec import build, users_targets
 
 if TYPE_CHECKING:
@@ -65,6 +66,15 @@ def prepare(job: PrepareJob, progress: Progress) -> Prepared:
     original, model, stored, unquantized = _chain(work)
     progress(0.8, "reference outputs")
     folder, probed = reference(work, model, stored, unquantized)
+    if probed["mixing"]:
+        named = ", ".join(mixing_layers(model)[:3])
+        work.warnings.append(
+            "The model's outputs for an example depend on the other examples of its batch"
+            + (f" ({named}: BatchNorm without running statistics)" if named else "")
+            + f": scores are those of batches of {probed['batch']}, and other batches give others."
+        )
+    if cell.batch_size == 1 and signature.batch is None:
+        _check_single(model, _example(folder, 1), signature)
     example = _example(folder, signature.batch or 2)
     progress.step(f"building for {cell.hardware['name']}")
     progress(0.85, f"build for {cell.hardware['name']}")
@@ -101,7 +111,7 @@ def prepare(job: PrepareJob, progress: Progress) -> Prepared:
             "workload": to_json(workload),
             "layers": layers(model, original[0]),
             "random_in_evaluation": probed["random"],
-            "notes": [*task.notes(), *work.notes],
+            "notes": list(dict.fromkeys([*task.notes(), *work.notes])),
             "warnings": work.warnings,
         },
         deployment=Deployment(
@@ -113,6 +123,7 @@ def prepare(job: PrepareJob, progress: Progress) -> Prepared:
             test=test,
             test_sha256=split_sha256,
             eval_batch=signature.batch
+            or (probed["batch"] if probed["mixing"] else None)
             or min(cell.measure["eval_batch"], max(1, OUTPUT_BYTES // max(1, probed["output_bytes"]))),
             metrics=tuple(metrics.config(metric) for metric in task.metrics),
             fidelity=tuple(metrics.config(metric) for metric in task.fidelity),
@@ -158,6 +169,20 @@ def _example(folder: Path, size: int) -> Tensors:
 
     block = arrays.read(folder)[0]
     return {name: torch.from_numpy(value) for name, value in arrays.repeated(block.inputs, size).items()}
+
+
+def _check_single(model: nn.Module, example: Tensors, signature: Signature) -> None:
+    """Refuse a lone example where the model needs company: each runtime would fail in words of its own, or go on."""
+    try:
+        with evaluating(model):
+            call(model, example, signature)
+    except AssayError:
+        raise
+    except Exception as error:
+        raise Unsupported(
+            f"At batch size 1 the model raised {explanation(error)}; with two examples it did not. "
+            "Set batch_size = 2 or more."
+        ) from error
 
 
 def _weights(work: Work, model: nn.Module, stored: Stored) -> dict[str, int | None]:

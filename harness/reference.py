@@ -26,6 +26,8 @@ _RANDOM_EXAMPLES = 32
 _VARYING = 16
 _PROBED = 32
 _NOISE = 1e-6
+_MIXED = 1e-3
+"""Relative difference that kernels for other batch sizes do not explain."""
 
 
 def source_of(data: Mapping[str, Split]) -> Literal["validation", "train", "random"]:
@@ -91,7 +93,8 @@ def reference(
     Path
         A folder of :mod:`harness.arrays`: inputs, and outputs as targets named ``torch/NAME`` and ``float/NAME``.
     dict
-        ``random`` (whether two calls on equal inputs differed), ``output_bytes`` (of one example).
+        ``random`` (whether two calls on equal inputs differed), ``mixing`` (whether an example's outputs depend on the
+        others of its batch), ``output_bytes`` (of one example) and ``batch`` (examples of one call).
 
     Raises
     ------
@@ -114,7 +117,8 @@ def reference(
 
     def fill(place: Path) -> dict[str, Any]:
         inputs = examples(task.signature, task.workload, work.data, count)
-        changes, output_bytes = _probe(model, inputs, task.signature)
+        probed = _probe(model, inputs, task.signature)
+        output_bytes = probed["output_bytes"]
         limit = max(1, OUTPUT_BYTES // max(1, output_bytes))
         inputs = {name: value[:limit] for name, value in inputs.items()}
         size = task.signature.batch or min(_BATCH, limit)
@@ -132,7 +136,7 @@ def reference(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             arrays.write(place, batches(), environment.free_disk_bytes(place))
-        return {"random": changes, "output_bytes": output_bytes}
+        return {**probed, "batch": size}
 
     meta, _ = cache.obtain(folder, fill)
     return folder, meta
@@ -161,8 +165,8 @@ def outputs_of(model: nn.Module, inputs: Tensors, signature: Signature, size: in
     return {name: value[:n].numpy() for name, value in outputs.items()}
 
 
-def _probe(model: nn.Module, inputs: Tensors, signature: Signature) -> tuple[bool, int]:
-    """Whether calls on equal inputs differ, and the bytes of one example's outputs."""
+def _probe(model: nn.Module, inputs: Tensors, signature: Signature) -> dict[str, Any]:
+    """What some calls show about a model's outputs; see :func:`reference`."""
     import torch
 
     available = len(next(iter(inputs.values())))
@@ -182,18 +186,30 @@ def _probe(model: nn.Module, inputs: Tensors, signature: Signature) -> tuple[boo
         more = min(_PROBED, available, OUTPUT_BYTES // max(1, output_bytes))
         if more > small and signature.batch is None and not _changes(pairs[0]):
             pairs.append(answers(more))  # what is rare, such as skipped layers, shows in more examples only
-    return any(map(_changes, pairs)), output_bytes
+    random = any(map(_changes, pairs))
+    alone, together = pairs[0][0], pairs[-1][0]
+    mixing = not random and any(_differ(value, together[name][:small], _MIXED) for name, value in alone.items())
+    return {"random": random, "mixing": mixing, "output_bytes": output_bytes}
 
 
 def _changes(pair: Sequence[Tensors]) -> bool:
     return any(_differ(value, pair[1][name]) for name, value in pair[0].items())
 
 
-def _differ(a: Tensor, b: Tensor) -> bool:
+def mixing_layers(model: nn.Module) -> list[str]:
+    """Names of normalisation layers that use the statistics of the batch in evaluation."""
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    return [
+        name for name, layer in model.named_modules() if isinstance(layer, _BatchNorm) and layer.running_mean is None
+    ]
+
+
+def _differ(a: Tensor, b: Tensor, tolerance: float = _NOISE) -> bool:
     if a.shape != b.shape:
         return True
     x, y = a.double(), b.double()
-    return bool(((x - y).abs() > _NOISE * x.abs().amax().clamp(min=1e-30)).any()) if x.numel() else False
+    return bool(((x - y).abs() > tolerance * x.abs().amax().clamp(min=1e-30)).any()) if x.numel() else False
 
 
 def test_set(work: Work) -> tuple[Path, str]:

@@ -78,7 +78,9 @@ def evaluate(
     n = 0
     with evaluating(model):
         for batch in batches:
-            outputs = call(model, batch.inputs, signature)
+            outputs = {
+                name: value[: len(batch)] for name, value in call(model, full(batch, signature), signature).items()
+            }
             for name, value in outputs.items():
                 if value.is_floating_point() and not bool(torch.isfinite(value).all()):
                     raise NotFinite(
@@ -231,6 +233,15 @@ class SGDTrainer:
 
     def _objective(self, label_smoothing: float) -> Callable[[nn.Module, Batch], Tensor]:
         return lambda model, batch: self.loss(call(model, batch.inputs, self.signature), batch.targets, label_smoothing)
+
+
+def full(batch: Batch, signature: Signature) -> Tensors:
+    """A batch's inputs; where the model takes one size only, a short batch is filled up by repeating its examples."""
+    import torch
+
+    short = len(batch) < (signature.batch or 0)
+    places = torch.arange(signature.batch or 0) % len(batch)
+    return {name: value[places] for name, value in batch.inputs.items()} if short else batch.inputs
 
 
 def _joined(batches: Iterable[Batch]) -> Iterator[Batch]:

@@ -288,25 +288,22 @@ class Assembly:
         return _Facts(signature=signature, workload=self.workload, casts=tuple(casts), notes=notes)
 
     def _answers(self, first: Batch) -> tuple[dict[str, Tensor], int | None, list[str]]:
-        """The outputs of two examples, or of one: with the only batch size, and what is said about it."""
-        problems = []
-        for count in (2, 1):
-            inputs = {name: _repeated(value, count) for name, value in first.inputs.items()}
-            try:
-                flat = self._flat(inputs)
-            except AssayError:
-                raise
-            except Exception as error:  # noqa: BLE001 - the user's model may raise anything: it is reported as theirs
-                problems.append(f"raised {explanation(error)}")
-                continue
-            good, notes, problem = _read(flat, count)
+        """The outputs of two examples, or of as many as the model takes: that number, and what is said about it."""
+        good, notes, problem = self._tried_with(first, 2)
+        if good:
+            _, _, other = self._tried_with(first, 3)
+            if not other:
+                return good, None, notes
+            said = f"The model takes batches of 2 only (with 3 it {other}): it is measured and evaluated so."
+            return good, 2, [*notes, said]
+        problems = [problem]
+        # A batch size that is written into the code is one, or that of the loader.
+        for count in dict.fromkeys((1, min(len(first), _INFERENCE))):
+            good, notes, problem = self._tried_with(first, count)
             if good:
-                if count == 1:
-                    notes.append(
-                        f"The model takes one example at a time (with two it {problems[0]}): it is measured and "
-                        "evaluated so."
-                    )
-                return good, None if count == 2 else 1, notes
+                takes = "one example at a time" if count == 1 else f"batches of {count} only"
+                said = f"The model takes {takes} (with two it {problems[0]}): it is measured and evaluated so."
+                return good, count, [*notes, said]
             problems.append(problem)
         given = ", ".join(f"{name} {tuple(value.shape[1:])} {_dtype(value)}" for name, value in first.inputs.items())
         if problems[0] == problems[1] or all(problem.startswith("returned") for problem in problems):
@@ -314,6 +311,16 @@ class Assembly:
         raise InputError(
             f"{self.where}: called with {given} the model {problems[0]} with two examples, and {problems[1]} with one"
         )
+
+    def _tried_with(self, first: Batch, count: int) -> tuple[dict[str, Tensor], list[str], str]:
+        """The outputs of ``count`` examples, what is said about them, and what is wrong where there are none."""
+        try:
+            flat = self._flat({name: _repeated(value, count) for name, value in first.inputs.items()})
+        except AssayError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the user's model may raise anything: it is reported as theirs
+            return {}, [], f"raised {explanation(error)}"
+        return _read(flat, count)
 
     def _as_floats(
         self, first: Batch, refused: InputError
