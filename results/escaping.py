@@ -13,7 +13,7 @@ from harness.text import cut, printable
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _FORMULA = tuple("=+-@＝＋－＠")
-_PLOT_CHARACTERS = 200
+_PLOT_CHARACTERS = 120
 
 
 def terminal(text: str, *, lines: bool = False) -> str:

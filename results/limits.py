@@ -449,3 +449,12 @@ def _scores_problem(scores: Sequence[Mapping[str, Any]]) -> str | None:
 def is_id(text: str) -> bool:
     """Whether a text can be the id of a record, and so the name of its file."""
     return _ID.fullmatch(text) is not None
+
+
+VERSIONS = tuple(_RECORD)
+"""Of the record format."""
+
+
+def names(version: int) -> set[str]:
+    """The fields of a version of the record format."""
+    return {*_REQUIRED, *_COMMON, *_RECORD[version]}

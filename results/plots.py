@@ -280,7 +280,7 @@ def _panel_title(panel: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str
     for name in ("threads", "machine_id"):
         if len({p[name] for p in found}) > 1:
             title += f" · {name.removesuffix('_id')} {str(first[name])[:12]}"
-    return title
+    return _wrapped(title, 60)
 
 
 def _legend(figure: Any, methods: Sequence[str], targets: Sequence[str], curves: bool) -> None:
