@@ -14,11 +14,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
 from _models import export_resnet20
 
-from harness import environment
+from harness import arrays, environment
+from harness.contracts import Workload
 from harness.executor import Worker
+from harness.jobs import Deployment, Item, MeasureJob
 from harness.spec import EnergySettings, MeasureSettings, build
 
 BLOCKS, SECONDS = 10, 3
@@ -38,23 +39,29 @@ def vendor_block(path: Path) -> float:
     return float(found[1]) / (1000 if found[2] == "us" else 1)
 
 
-def assay_block(job: dict[str, object]) -> float:
+def assay_block(job: MeasureJob) -> float:
     with Worker(threads=1) as worker:
-        return statistics.median(worker.run(job, timeout=120)["latency_ns"]) / 1e6
+        return statistics.median(worker.run(job, timeout=120).latency["forward"]) / 1e6
 
 
 def main() -> None:
     hardware = {"name": "openvino", "precision": "f32"}
     with tempfile.TemporaryDirectory() as folder:
-        path, example = export_resnet20(Path(folder), build("hardware", hardware))
-        np.save(Path(folder) / "x.npy", example)
-        np.save(Path(folder) / "logits.npy", np.zeros((1, 10), np.float32))
-        job: dict[str, object] = {
-            "op": "measure", "hardware": hardware, "threads": 1, "batch_size": 1, "artifact": str(path), "test": None,
-            "reference": folder, "reference_data": "random",
-            "measure": vars(MeasureSettings(min_seconds=float(SECONDS), max_seconds=SECONDS + 10.0)),
-            "energy": vars(EnergySettings()),
-        }  # fmt: skip
+        path, signature, example = export_resnet20(Path(folder), build("hardware", hardware))
+        reference = Path(folder) / "reference"
+        reference.mkdir()
+        arrays.write(reference, [(example, {})])
+        job = MeasureJob(
+            hardware=Item.of(hardware),
+            threads=1,
+            batch_size=1,
+            measure=vars(MeasureSettings(min_seconds=float(SECONDS), max_seconds=SECONDS + 10.0)),
+            energy=vars(EnergySettings()),
+            deployment=Deployment(
+                artifact=path, signature=signature, workload=Workload(), reference=reference, reference_data="random",
+                test=None, test_sha256=None, eval_batch=1, metrics=(), fidelity=(), quantized=False,
+            ),
+        )  # fmt: skip
         p50: dict[str, list[float]] = {"assay": [], "benchmark_app": []}
         for _ in range(BLOCKS):
             for name in random.sample(list(p50), 2):

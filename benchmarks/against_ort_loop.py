@@ -40,14 +40,14 @@ def bare_block(session: ort.InferenceSession, binding: ort.IOBinding) -> float:
 def main() -> None:
     hardware = build("hardware", {"name": "onnxruntime"})
     with tempfile.TemporaryDirectory() as folder:
-        path, example = export_resnet20(Path(folder), hardware)
-        deployed = hardware.load(path, threads=1, batch=example.shape)
+        path, signature, example = export_resnet20(Path(folder), hardware)
+        deployed = hardware.load(path, signature=signature, inputs=example, threads=1)
         deployed.bind(example)
-        session, binding = bare_session(path, example)
+        session, binding = bare_session(path, next(iter(example.values())))
 
         def assay_block() -> float:
             timing = time_queries(deployed, deployed.synchronize, min_queries=QUERIES, min_seconds=0, max_seconds=60)
-            return statistics.median(timing.latency_ns) / 1e6
+            return statistics.median(timing.latency_ns["forward"]) / 1e6
 
         blocks = {"assay": assay_block, "bare loop": lambda: bare_block(session, binding)}
         p50: dict[str, list[float]] = {name: [] for name in blocks}

@@ -30,7 +30,8 @@ import torch
 from torch import nn
 
 from harness import cache, environment, modelfile, paths
-from harness.contracts import Context, Scheme, Task
+from harness.contracts import Context, Signature, Task, Training
+from harness.jobs import PrepareJob
 from harness.measure import counts
 from harness.prepare import prepare
 from harness.spec import Spec, build
@@ -41,16 +42,24 @@ from methods.pruning.structured import Structured
 TASK = "fashion-mnist/resnet20"
 
 
+class Shown:
+    """Progress on the terminal."""
+
+    def __call__(self, fraction: float, message: str) -> None:
+        print(f"\r{fraction:4.0%} {message:70.70}", end="")
+
+    def step(self, name: str) -> None:
+        print(f"\r     {name:70.70}", end="")
+
+
 def checkpoint(seed: int) -> Path:
     """The task's baseline, from the cache, or trained into it."""
     (cell,) = Spec(task=TASK, hardware="torch", seed=seed).cells()
-    made = prepare(
-        {"cell": cell.to_json(), "not_before": 0.0}, lambda done, text: print(f"\r{done:4.0%} {text:70.70}", end="")
-    )
+    made = prepare(PrepareJob(cell=cell, not_before=0.0), Shown())
     print()
     for folder in paths.cache("models").iterdir():
         meta = cache.lookup(folder)
-        if meta is not None and meta.get("sha256") == made["identity"][0]:
+        if meta is not None and meta.get("sha256") == made.identity[0]:
             return folder / "model.pt"
     raise SystemExit(f"the baseline is not in {paths.cache('models')}")
 
@@ -60,11 +69,12 @@ def by_assay(model: nn.Module, context: Context, ratio: float, round_to: int) ->
     return method.compress(model, context)
 
 
-def by_torch_pruning(model: nn.Module, example: torch.Tensor, ratio: float) -> nn.Module:
+def by_torch_pruning(model: nn.Module, example: torch.Tensor, signature: Signature, ratio: float) -> nn.Module:
     import torch_pruning as tp
 
     smaller = copy.deepcopy(model)
-    goal = (1 - ratio) * counts.macs(model, example)
+    inputs = {signature.inputs[0].name: example}
+    goal = (1 - ratio) * counts.macs(model, inputs, signature)
     pruner = tp.pruner.BasePruner(
         smaller,
         example,
@@ -75,7 +85,7 @@ def by_torch_pruning(model: nn.Module, example: torch.Tensor, ratio: float) -> n
         iterative_steps=400,
         ignored_layers=[smaller.fc],
     )
-    while counts.macs(smaller, example) > goal:
+    while counts.macs(smaller, inputs, signature) > goal:
         pruner.step()
         if pruner.current_step >= 400:
             raise SystemExit("Torch-Pruning does not reach the budget")
@@ -101,27 +111,32 @@ def main() -> None:
     task: Task = build("task", {"name": TASK})
     if reason := task.unavailable():
         raise SystemExit(reason)
-    data, recipe, test = task.data(), task.recipe(), task.test()
-    assert data is not None
+    data, recipe, test, signature = task.data(), task.recipe(), task.test(), task.signature
     assert recipe is not None
-    assert test is not None
     model = modelfile.load(options.checkpoint or checkpoint(0)).eval()
-    example = torch.zeros(2, *task.input_shape)
+    (port,) = signature.inputs
+    inputs = {port.name: torch.zeros(2, *(int(size) for size in port.shape))}
+
+    def trainer(seed: int) -> SGDTrainer:
+        return SGDTrainer(data=data, loss=task.loss, signature=signature, seed=seed, threads=environment.cores())
+
     context = Context(
-        data=data, recipe=recipe, trainer=None, scheme=Scheme(), input_shape=task.input_shape, seed=0, scratch=Path()
-    )
+        signature=signature, data=data, loss=task.loss, metrics=task.metrics, original=lambda: copy.deepcopy(model),
+        training=Training(recipe=recipe, fit=trainer(0)), seed=0, scratch=Path(),
+    )  # fmt: skip
     networks: dict[str, nn.Module] = {
         "dense": model,
         "Assay": by_assay(model, context, options.ratio, 1),
         "Assay, multiples of 16": by_assay(model, context, options.ratio, 16),
-        f"Torch-Pruning {torch_pruning.__version__}": by_torch_pruning(model, example, options.ratio),
+        f"Torch-Pruning {torch_pruning.__version__}": by_torch_pruning(
+            model, inputs[port.name], signature, options.ratio
+        ),
     }
 
     def accuracy(subject: nn.Module) -> float:
-        correct, n = evaluate(subject, test.batches(500))
-        return 100 * correct / n
+        return 100 * evaluate(subject, test.batches(500), signature, task.metrics)[task.metrics[0].name]
 
-    macs, params = counts.macs(model, example), counts.parameters(model)[0]
+    macs, params = counts.macs(model, inputs, signature), counts.parameters(model)[0]
     print(f"{'network':28} {'MACs':>7} {'params':>7} {'pruned':>7} {'recalibrated':>13} {'fine-tuned':>11}")
     for name, pruned in networks.items():
         ready = copy.deepcopy(pruned)
@@ -130,12 +145,12 @@ def main() -> None:
         after: list[float] = []
         for seed in range(options.seeds if options.epochs else 0):
             tuned: Any = copy.deepcopy(ready)
-            train = SGDTrainer(data=data, seed=seed, threads=environment.cores())
-            train(tuned, recipe.finetune(options.epochs, options.lr_scale))
+            trainer(seed)(tuned, recipe.finetune(options.epochs, options.lr_scale))
             after.append(accuracy(tuned))
         spread = f" ± {statistics.stdev(after):.2f}" if len(after) > 1 else ""
+        left, kept = counts.macs(pruned, inputs, signature) / macs, counts.parameters(pruned)[0] / params
         print(
-            f"{name:28} {counts.macs(pruned, example) / macs:7.1%} {counts.parameters(pruned)[0] / params:7.1%} "
+            f"{name:28} {left:7.1%} {kept:7.1%} "
             f"{before:7.2f} {accuracy(ready):13.2f} {f'{statistics.mean(after):.2f}' if after else '-':>11}{spread}",
             flush=True,
         )

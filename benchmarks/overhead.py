@@ -11,7 +11,7 @@ from harness.measure.latency import time_queries
 class NoOp:
     """An adapter that does nothing."""
 
-    def __call__(self) -> None:
+    def __call__(self, phase: str) -> None:
         pass
 
     def synchronize(self) -> None:
@@ -24,8 +24,8 @@ def main() -> None:
         timing = time_queries(
             deployed, deployed.synchronize, min_queries=200_000, min_seconds=0.1, max_seconds=30, warmup_queries=1000
         )
-        inside = statistics.median(timing.latency_ns) / 1e3
-        whole = timing.wall_s / len(timing.latency_ns) * 1e6
+        inside = statistics.median(timing.latency_ns["forward"]) / 1e3
+        whole = timing.wall_s / timing.queries * 1e6
         print(f"block {block}: median sample {inside:.3f} µs, loop {whole:.3f} µs a query (goal: <= 5 µs)")
     print(environment.machine()["cpu_model"], environment.conditions())
 

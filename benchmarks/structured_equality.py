@@ -47,10 +47,12 @@ import torchvision
 from torch import nn
 
 from harness import environment
-from harness.contracts import Context, Scheme
+from harness.contracts import Context
+from harness.losses import CrossEntropy
 from harness.measure.latency import time_queries
 from harness.spec import build
 from harness.tasks import models
+from harness.tasks.classes import signature
 from methods.pruning.structure.surgery import masked, remove
 from methods.pruning.structured import Structured
 
@@ -110,23 +112,27 @@ def latencies(variants: dict[str, nn.Module], runtime: str, x: np.ndarray) -> tu
     hardware = build("hardware", {"name": runtime})
     deployed: dict[str, Any] = {}
     error = 0.0
+    said = signature(x.shape[1:], 1)  # how many classes there are is not looked at
+    (port,) = said.inputs
     with tempfile.TemporaryDirectory() as folder:
         for name, model in variants.items():
             place = Path(folder) / name
             place.mkdir()
-            artifact = hardware.build(model, torch.zeros(2, *x.shape[1:]), place)
-            deployed[name] = hardware.load(artifact, threads=1, batch=x.shape)
-            deployed[name].bind(x)
+            artifact = hardware.build(model, said, {port.name: torch.zeros(2, *x.shape[1:])}, place)
+            deployed[name] = hardware.load(artifact, signature=said, inputs={port.name: x}, threads=1)
+            deployed[name].bind({port.name: x})
             deployed[name]()
             deployed[name].synchronize()
             with torch.no_grad():
                 expected = model(torch.from_numpy(x)).numpy()
-            error = max(error, float(np.abs(deployed[name].fetch() - expected).max() / np.abs(expected).max()))
+            error = max(
+                error, float(np.abs(deployed[name].fetch()["output"] - expected).max() / np.abs(expected).max())
+            )
 
         def block(name: str) -> float:
             run = deployed[name]
             timing = time_queries(run, run.synchronize, min_queries=10, min_seconds=0.05, max_seconds=60)
-            return statistics.median(timing.latency_ns) / 1e6
+            return statistics.median(timing.latency_ns["forward"]) / 1e6
 
         times: dict[str, list[float]] = {name: [] for name in deployed}
         for name in deployed:  # warm-up, not kept
@@ -154,7 +160,11 @@ def main() -> None:
         model, shape = network(name, options.size)
         lively(model)
         context = Context(
-            data=None, recipe=None, trainer=None, scheme=Scheme(), input_shape=shape, seed=0, scratch=Path()
+            signature=signature(shape, 1),
+            loss=CrossEntropy(),
+            original=lambda model=model: model,
+            seed=0,
+            scratch=Path(),
         )
         begin = time.perf_counter()
         structure, plan = Structured(target="macs", ratio=options.ratio).plan(model, context)
