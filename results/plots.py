@@ -186,7 +186,7 @@ def draw(found: Sequence[Mapping[str, Any]], x: str, y: str, out: Path, notes: S
         rows = math.ceil(len(panels) / columns)
         width, height = (7.8, 4.6) if len(panels) == 1 else (3.4 * columns + 2.6, 3.2 * rows + 0.6)
         # The legend stands beside the axes, a line a label and one for what is wrapped: it must not be cut off.
-        lines = sum(1 + len(label) // 34 for label in {str(p["label"]) for p in found})
+        lines = sum(1 + len(label) // 34 for label in {str(p[name]) for p in found for name in ("label", "target")})
         height = max(height, 0.19 * lines + 1.4)
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
@@ -295,7 +295,7 @@ def _legend(figure: Any, methods: Sequence[str], targets: Sequence[str], curves:
         for i, label in enumerate(methods)
     ]
     handles.append(Line2D([], [], ls="none", label=" "))
-    handles += [handle("o", _GREYS[i % len(_GREYS)], target) for i, target in enumerate(targets)]
+    handles += [handle("o", _GREYS[i % len(_GREYS)], _wrapped(target, 34)) for i, target in enumerate(targets)]
     handles.append(Line2D([], [], ls="none", label=" "))
     handles.append(
         Line2D(

@@ -249,7 +249,7 @@ def query(db: Path, sql: str) -> list[dict[str, Any]]:
         try:
             statements = connection.extract_statements(sql)
             if len(statements) != 1:
-                raise InputError(f"{shown(sql)} is not one SQL statement. Write one, such as \"FROM latest\".")
+                raise InputError(f'{shown(sql)} is not one SQL statement. Write one, such as "FROM latest".')
             return rows(connection, sql)
-        except (duckdb.Error, UnicodeError) as error:
+        except (duckdb.Error, TypeError) as error:  # a TypeError is what text with a lone surrogate gives
             raise InputError(f"SQL: {' '.join(str(error).split())}") from None
