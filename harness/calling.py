@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -86,10 +87,19 @@ def named(result: Any, signature: Signature, examples: int) -> dict[str, Tensor]
 def flatten(result: Any) -> dict[str, Any]:
     """A model's result as named values: mappings by key, sequences by place, a single value as "output".
 
-    Entries that are None are left out; values inside a nested sequence or mapping are not looked at.
+    A dataclass is read as a mapping, and a mapping inside another as "out.logits". Entries that are None are left out;
+    values inside a nested sequence are not looked at.
     """
+    if dataclasses.is_dataclass(result) and not isinstance(result, Mapping | type):
+        result = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
     if isinstance(result, Mapping):
-        return {str(name): value for name, value in result.items() if value is not None}
+        found: dict[str, Any] = {}
+        for name, value in result.items():
+            if isinstance(value, Mapping) or dataclasses.is_dataclass(value):
+                found |= {f"{name}.{inner}": part for inner, part in flatten(value).items()}
+            elif value is not None:
+                found[str(name)] = value
+        return found
     if isinstance(result, tuple) and hasattr(result, "_fields"):
         return {name: value for name, value in zip(result._fields, result, strict=True) if value is not None}
     if isinstance(result, Sequence) and not isinstance(result, str):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from harness.contracts import Loss, Metric, Tensors
 
 _IGNORED = -100
-_IGNORE = 'the loss {}(ignore={{ignore}}) and metric = {{{{name = "{}", ignore = {{ignore}}}}}}'
+_IGNORE = "the loss {}(ignore={{ignore}}) and metric = {{{{name = {}, ignore = {{ignore}}}}}}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +68,9 @@ class CrossEntropy(_Chosen):
                 "(n, classes). For one logit use BinaryCrossEntropy, for values MeanSquaredError."
             )
         shape = (len(scores), *scores.shape[2:])
+        metric = f'"mean-iou", classes = {scores.shape[1]}' if scores.ndim == 4 else '"accuracy"'
         label = _labels(
-            target, shape, scores.shape[1], self.ignore, "CrossEntropy", _IGNORE.format("CrossEntropy", "accuracy")
+            target, shape, scores.shape[1], self.ignore, "CrossEntropy", _IGNORE.format("CrossEntropy", metric)
         )
         return _cross_entropy(scores, label, label_smoothing)
 
@@ -97,7 +98,7 @@ class BinaryCrossEntropy(_Chosen):
         logits, target = self.pair(outputs, targets)
         wanted = _shaped(target, logits, who)
         if not wanted.is_floating_point():
-            wanted = _labels(wanted, tuple(logits.shape), 2, self.ignore, who, _IGNORE.format(who, "accuracy"))
+            wanted = _labels(wanted, tuple(logits.shape), 2, self.ignore, who, _IGNORE.format(who, '"accuracy"'))
         ignored = torch.tensor((_IGNORED, *self.ignore) if self.ignore else (), device=wanted.device)
         counts = torch.isin(wanted, ignored, invert=True)
         if not bool(counts.any()):
@@ -152,7 +153,7 @@ class TokenCrossEntropy(_Chosen):
         who = "TokenCrossEntropy"
         scores, target = self.pair(outputs, targets)
         check_tokens(scores, target, self.shift, who)
-        remedy = _IGNORE.format(who, "perplexity")
+        remedy = _IGNORE.format(who, '"perplexity"')
         label = _labels(target, tuple(target.shape), scores.shape[2], self.ignore, who, remedy)
         scores, label = shifted(scores, label, self.shift)
         return _cross_entropy(scores.flatten(0, 1), label.flatten(), label_smoothing)
@@ -215,8 +216,10 @@ def infer(outputs: Tensors, targets: Tensors, like: Metric | None = None) -> Inf
     """
     who = "The loss"
     names = {kind: getattr(like, kind, None) for kind in ("output", "target")}
-    output = pick(outputs, names["output"], "output", who)
     target = pick(targets, names["target"], "target", who)
+    if names["output"] is None and len(outputs) > 1:
+        names["output"] = _meant(outputs, target, like)
+    output = pick(outputs, names["output"], "output", who)
     name, target_name = names["output"] or next(iter(outputs)), names["target"] or next(iter(targets))
     ignore, shift = tuple(getattr(like, "ignore", ())), bool(getattr(like, "shift", True))
     if not output.is_floating_point():
@@ -251,6 +254,57 @@ def infer(outputs: Tensors, targets: Tensors, like: Metric | None = None) -> Inf
 
 
 _Found = tuple[Any, tuple[Any, ...], tuple[str, ...], str]
+_SCORES = ("logits", "scores", "predictions", "prediction", "pred", "out")
+"""Names under which models give what is scored."""
+
+
+def _meant(outputs: Tensors, target: Tensor, like: Metric | None) -> str | None:
+    """Which of several outputs the targets are about; None: the first.
+
+    Raises
+    ------
+    InputError
+        If that is open: features beside scores would be scored without a word.
+    """
+    import torch
+
+    first = next(iter(outputs))
+    counted = target[~torch.isin(target, torch.tensor(getattr(like, "ignore", ()), dtype=target.dtype))]
+    classes = 0 if target.is_floating_point() or not counted.numel() else int(counted.max()) + 1
+    fitting = [name for name, output in outputs.items() if _fits(output, target, classes)]
+    named = [name for name in fitting if name.rpartition(".")[2].lower() in _SCORES]
+    # Scores have as many columns as there are classes; where some classes were not seen, it shows in no output.
+    exact = [name for name in fitting if classes and _width(outputs[name]) == classes]
+    best = named or exact or fitting
+    alike = len({outputs[name].shape for name in best}) == 1
+    if not best or (first in best and (named or exact or alike)):
+        return None
+    if alike and like is None:
+        return best[0]
+    shapes = ", ".join(f"{name!r} {tuple(outputs[name].shape)}" for name in fitting)
+    raise InputError(
+        f"The model has several outputs that the targets may be about: {shapes}. Say which by a metric, such as "
+        f'metrics = [{{"name": "accuracy", "output": "{best[0]}"}}], or return only one.'
+    )
+
+
+def _fits(output: Tensor, target: Tensor, classes: int) -> bool:
+    """Whether targets may be about an output, by its shape and the largest label."""
+    if target.is_floating_point():
+        return _without_one(target) == _without_one(output)
+    n = len(output)
+    if output.ndim <= 2:
+        shaped = target.ndim == 1 or tuple(target.shape) == (n, 1)
+    else:
+        shaped = tuple(target.shape) == ((n, output.shape[1]) if output.ndim == 3 else (n, *output.shape[2:]))
+    return shaped and classes <= _width(output)
+
+
+def _width(output: Tensor) -> int:
+    """Classes that an output has scores of; one logit is of two."""
+    if output.ndim < 2 or (output.ndim == 2 and output.shape[1] == 1):
+        return 2
+    return output.shape[2 if output.ndim == 3 else 1]
 
 
 def _of_labels(output: Tensor, target: Tensor, ignore: tuple[int, ...], shift: bool) -> _Found | None:
@@ -288,6 +342,12 @@ def _of_values(output: Tensor, target: Tensor) -> _Found | None:
     """The same where they are values."""
     if not target.is_floating_point() or _without_one(target) != _without_one(output):
         return None
+    if output.ndim == 2 and output.shape[1] > 1 and set(target.flatten().tolist()) == {0.0, 1.0}:
+        raise InputError(
+            f"The targets of {output.shape[1]} outputs are 0 and 1 as floats: they may be several labels an example or "
+            "values. For labels give the loss BinaryCrossEntropy() and a metric beside the model, for values "
+            "MeanSquaredError() and rmse."
+        )
     if output.ndim != 4:
         return MeanSquaredError(), ("rmse",), VALUE_FIDELITY, "values, mean squared error, RMSE"
     low, high = float(target.min()), float(target.max())

@@ -158,6 +158,8 @@ def _out_of_range(array: Any, ignored: Any, bad: Any, classes: int, allowed: str
     used = array[~ignored]
     if used.min() >= 1 and used.max() == classes:
         return f"{said} They count from 1: subtract 1 from every label."
+    if classes == 2 and set(np.unique(used).tolist()) == {-1, 1}:
+        return f"{said} Two classes are 0 and 1: give (labels + 1) // 2."
     marks = [int(value) for value in wrong if value < 0 or value == 255]
     if len(marks) == len(wrong):
         return f"{said} Where that means 'no label': {remedy.format(ignore=marks)}."
