@@ -341,8 +341,9 @@ def _kernel(arguments: Mapping[str, Any], packed: Mapping[tuple[int, ...], tuple
     output_type = outputs[0][0] if outputs else "none"
     precision = _TYPES.get(output_type, output_type)
     if kind == "MatMulNBits":
-        bits, activations = packed[tuple(_shapes(arguments, "input_type_shape")[1][1])]
-        precision = weights_and_activations(bits, activations or _BITS.get(output_type, 32))
+        bits, activations = packed.get(tuple(_shapes(arguments, "input_type_shape")[1][1]), (0, 0))
+        activations = activations or _BITS.get(output_type, 32)
+        precision = weights_and_activations(bits, activations) if bits else "unknown"
     return Kernel(kind=kind, precision="int8" if kind in INTEGER else precision, macs=_macs(arguments))
 
 

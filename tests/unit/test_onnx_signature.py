@@ -220,7 +220,7 @@ def test_a_file_is_deployed_as_it_is(hardware: Hardware, beside: bool, tmp_path:
     deployed = hardware.load(artifact, signature=signature, inputs=inputs, threads=1)
     deployed.bind(inputs)
     deployed()
-    expected = ReferenceEvaluator(str(path)).run(["scores"], inputs)
+    expected: Any = ReferenceEvaluator(str(path)).run(["scores"], inputs)
     got = deployed.fetch()
     assert got["scores"] == pytest.approx(expected[0], abs=1e-5)
     assert np.array_equal(got["mask"], inputs["attention_mask"])
