@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from harness.contracts import Split
     from harness.tasks.assembly import Assembly
 
+_TOKENS = 128
 PARAMETERS = {"model": "source", "data": "dataset"}
 """Parameters as a spec has them, and the fields that hold them: ``model`` and ``data`` are a task's own methods."""
 
@@ -109,12 +110,20 @@ class Pair(Assembled):
         return recipe if recipe is not None and "train" in self._assembly().data else None
 
     def _assembly(self) -> Assembly:
-        return _assembled(dumps(self.resolved_parameters()))
+        states = _state(self.source), _state(self.dataset) if self.dataset else ""
+        return _assembled(dumps(self.resolved_parameters()), states)
+
+
+def _state(text: str) -> str:
+    """Sizes and times of the files that a text names, so that a changed one is read again."""
+    place = sets.located(text.removeprefix("transformers/")) if ":" not in text else None
+    files = [place] if place and place.is_file() else sorted(place.iterdir()) if place and place.is_dir() else []
+    return dumps([[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files])
 
 
 @functools.lru_cache(maxsize=2)
-def _assembled(parameters: str) -> Assembly:
-    """Make the model and read the data, once per process."""
+def _assembled(parameters: str, states: tuple[str, str]) -> Assembly:  # noqa: ARG001 - part of the cache's key
+    """Make the model and read the data, once per process and state of the files."""
     import dataclasses
 
     from harness.tasks import assembly, batches
@@ -135,6 +144,7 @@ def _assembled(parameters: str) -> Assembly:
     if "input" in values:
         described = values["input"]
         ports = parse(",".join(described) if isinstance(described, list) else described, names, where)
+    tokens = values.get("tokens") or min(_TOKENS, made.longest or _TOKENS)
     loaded = sets.Loaded(parts=given.data)
     if "data" in values:
         wanted = sets.Wanted(
@@ -142,20 +152,21 @@ def _assembled(parameters: str) -> Assembly:
             made=dataclasses.replace(made, inputs=ports),
             names=names,
             targets=tuple(name.strip() for name in values.get("targets", "").split(",") if name.strip()),
-            tokens=values.get("tokens", 128),
+            tokens=tokens,
         )
         loaded = sets.find(values["data"]).load(wanted)
     splits_ = {part: loader if hasattr(loader, "identity") else None for part, loader in loaded.parts.items()}
     raw = {part: loader for part, loader in loaded.parts.items() if splits_[part] is None}
-    data: dict[str, Split] = {part: _renamed(split, names) for part, split in splits_.items() if split is not None}
+    data: dict[str, Split] = {
+        part: _renamed(split, names if made.signature else ()) for part, split in splits_.items() if split is not None
+    }
     data |= loader_splits(raw, where, names, required)
     recipe = sources.find(values["model"]).recipe() if data else None
     untrained = made.untrained if recipe is None or "train" not in data else ""
     workload = given.workload
     sizes = {axis for port in ports for axis in port.shape if isinstance(axis, str)}
-    if sizes - set(workload.sizes):
-        length = values.get("tokens", 128)
-        workload = dataclasses.replace(workload, sizes={**dict.fromkeys(sizes, length), **workload.sizes})
+    if "tokens" in values or sizes - set(workload.sizes):
+        workload = dataclasses.replace(workload, sizes={**workload.sizes, **dict.fromkeys(sizes, tokens)})
     return assembly.Assembly(
         where=where,
         model=model,
@@ -182,7 +193,7 @@ def _renamed(split: Split, names: tuple[str, ...]) -> Split:
         return Batch(inputs=dict(zip(names, batch.inputs.values(), strict=True)), targets=batch.targets)
 
     first = next(iter(split.batches(1)))
-    return split if len(names) != 1 or tuple(first.inputs) == names else ChangedSplit(split=split, change=change)
+    return ChangedSplit(split=split, change=change) if len(names) == 1 and tuple(first.inputs) != names else split
 
 
 def _example(ports: tuple[Port, ...], workload: Workload) -> Batch:

@@ -127,7 +127,7 @@ def trained(architecture: str, weights: str) -> nn.Module:
 
     entry = _enum(architecture, weights)
     try:
-        with _weights_only():
+        with weights_only():
             model: nn.Module = models.get_model(architecture, weights=entry, progress=False)
     except pickle.UnpicklingError as error:
         raise DataError(
@@ -137,7 +137,7 @@ def trained(architecture: str, weights: str) -> nn.Module:
 
 
 @contextlib.contextmanager
-def _weights_only() -> Iterator[None]:
+def weights_only() -> Iterator[None]:
     """Torchvision loads with ``weights_only=False``; this variable of torch's overrules it."""
     name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
     before = os.environ.get(name)

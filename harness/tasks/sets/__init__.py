@@ -91,7 +91,8 @@ def find(text: str) -> DataSource:
         raise InputError(f"The data {shown(text)} are not known. {suggestion(text, BUILT_IN)} Forms: {FORMS}.")
     if (place / "dataset_dict.json").is_file() or (place / "dataset_info.json").is_file():
         return hub.Dataset(place)
-    if any(place.glob(f"{part}{suffix}") for part in ("train", "validation", "val", "test") for suffix in TABLES):
+    parts = ("train", "validation", "val", "test")
+    if any((place / f"{part}{suffix}").is_file() for part in parts for suffix in TABLES):
         return tables.Tables(place)
     return folders.Folder(place)
 

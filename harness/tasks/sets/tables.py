@@ -56,7 +56,7 @@ def read(file: Path) -> dict[str, Any]:
 
     try:
         if file.suffix.lower() == ".npz":
-            with np.load(file, allow_pickle=False) as archive:
+            with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
                 return {name: archive[name] for name in archive.files}
         if file.suffix.lower() == ".csv":
             from pyarrow import csv

@@ -48,6 +48,8 @@ class Made:
         Where the source knows it.
     inputs : tuple of Port
         Inputs that the source knows, for examples where there are no data.
+    longest : int or None
+        The longest text that the model takes, in tokens.
     transform : callable or None
         From a PIL image to an input.
     tokenizer : object or None
@@ -62,6 +64,7 @@ class Made:
     untrained: str = ""
     signature: Signature | None = None
     inputs: tuple[Port, ...] = ()
+    longest: int | None = None
     transform: Callable[[Any], Any] | None = None
     tokenizer: Any = None
     given: Mapping[str, Any] = field(default_factory=dict)

@@ -52,6 +52,7 @@ class Transformers:
             model=model,
             signature=Signature(inputs=inputs, outputs=()),
             inputs=inputs,
+            longest=getattr(model.config, "max_position_embeddings", None),
             given={"workload": GENERATION} if causal else {},
             tokenizer=tokenizer(folder),
         )
@@ -97,7 +98,9 @@ def load(folder: Path) -> Any:
             else:
                 kind = _kind(folder)
                 model = kind.from_pretrained(folder, dtype=torch.float32, local_files_only=True, use_safetensors=True)
-        except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+        except DataError:
+            raise
+        except Exception as error:  # readers raise many kinds for damaged files
             raise DataError(f"{folder}: transformers cannot load it: {explanation(error)}") from error
     # Where it lay is no part of the model: its bytes identify it.
     model.name_or_path = model.config._name_or_path = ""
