@@ -357,6 +357,38 @@ class QuantizedLinear(_QuantizedLayer):
         return f"{self.in_features}, {self.out_features}, bias={self.stored_bias is not None}"
 
 
+class QuantizedInput(nn.Module):
+    """A quantized layer together with its input's quantizer, in the place of a float layer.
+
+    Parameters
+    ----------
+    quantizer : ActivationQuantizer
+        Of the input.
+    layer : QuantizedConv2d or QuantizedLinear
+        Made with the quantizer's scale.
+    """
+
+    def __init__(self, quantizer: ActivationQuantizer, layer: QuantizedConv2d | QuantizedLinear) -> None:
+        super().__init__()
+        self.quantizer = quantizer
+        self.layer = layer
+
+    @property
+    def weight(self) -> Tensor:
+        """The float weight that the layer stands for."""
+        return self.layer.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The float bias that the layer stands for."""
+        return self.layer.bias
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The layer's output."""
+        out: Tensor = self.layer(self.quantizer(input))
+        return out
+
+
 def quantized_parameters(model: nn.Module) -> Iterator[Tensor]:
     """Yield the weights and biases that quantized layers hold as buffers, layer by layer."""
     for module in model.modules():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -60,6 +61,37 @@ def balanced(split: Split, per_class: int, *, seed: int) -> Batch:
             if len(places):
                 held.append(batch.map(lambda value, places=places: value[places]))  # type: ignore[misc]
     return joined([part for label in sorted(chosen) for part in chosen[label]])
+
+
+def portions(split: Split, count: int, size: int, signature: Signature, *, seed: int) -> Iterator[Batch]:
+    """Training examples drawn by the seed, not augmented, some at a time.
+
+    A last batch of one example is left out where there are others: batch normalisation without running statistics
+    cannot take it.
+
+    Parameters
+    ----------
+    split : Split
+        The training data.
+    count : int
+        Examples in all.
+    size : int
+        In a batch; ``signature.batch`` goes first.
+    signature : Signature
+        What the model takes.
+    seed : int
+        Of the draw.
+    """
+    size = signature.batch or size
+    left = count
+    for batch in split.batches(size, seed=seed):
+        part = cut(batch, 0, left)
+        if len(part) == 1 < size and left < count:
+            return
+        yield part
+        left -= len(part)
+        if left <= 0:
+            return
 
 
 def made_up(model: nn.Module, signature: Signature, count: int, *, split: Split | None = None) -> Tensors:

@@ -105,6 +105,6 @@ def say_unreached(model: nn.Module, treated: Iterable[Tensor], context: Context)
     named = ", ".join(f"{name} ({kinds[name]}, {left[name]:,} weights)" for name in largest)
     more = f" and {len(left) - len(largest)} more" if len(left) > len(largest) else ""
     context.warn(
-        f"reaches {share:.1%} of the model's weights: {named}{more} stay as they are, so that this row says little "
-        "about the method"
+        f"reaches {share:.1%} of the model's weights; {named}{more} stay as they are, and sizes and speed-ups are "
+        "those of the whole model"
     )

@@ -92,6 +92,10 @@ class Plan:
         return [*self.shared, *self.private]
 
 
+class Untraceable(Unsupported):
+    """The model's Python code cannot be run symbolically."""
+
+
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, _QUANTIZED) or super().is_leaf_module(m, module_qualified_name)
@@ -102,9 +106,10 @@ def trace(model: nn.Module) -> fx.GraphModule:
 
     Raises
     ------
+    Untraceable
+        If the model's Python code cannot be traced; the message names the place.
     Unsupported
-        If the model's Python code cannot be traced (the message names the place), it draws random numbers, or it is
-        quantized already.
+        If it draws random numbers, or the model is quantized already.
     """
     if any(isinstance(module, _QUANTIZED) for module in model.modules()):
         raise Unsupported("the model is quantized already")
@@ -115,7 +120,7 @@ def trace(model: nn.Module) -> fx.GraphModule:
         graph = tracer.trace(root)
     except Exception as error:  # the model's own code runs here and may raise anything
         place = _place(error, type(root).__name__)
-        raise Unsupported(f"torch.fx cannot trace {place}: {explanation(error)}") from error
+        raise Untraceable(f"torch.fx cannot trace {place}: {explanation(error)}") from error
     if not torch.equal(randomness, torch.get_rng_state()):
         # fx has made a constant of what was drawn.
         torch.set_rng_state(randomness)

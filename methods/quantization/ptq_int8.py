@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
-import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, fx, nn
 
 from harness.calling import call
-from harness.contracts import Context, Scheme, Split
-from harness.errors import NotFinite, Unsupported
+from harness.contracts import Batch, Context, Scheme, Split
+from harness.errors import Unsupported
 from harness.quantized import WEIGHT_LIMIT, QuantizedConv2d, QuantizedLinear
-from harness.tasks.splits import cut
+from methods.layers.inputs import portions
 from methods.layers.prunable import say_unreached
 from methods.layers.training import train_split
-from methods.quantization.graph import insert, plan, trace
-
-BINS = 8192
-"""Histogram bins per tensor of the percentile range."""
+from methods.quantization import layers
+from methods.quantization.graph import Untraceable, insert, plan, trace
+from methods.quantization.ranges import Key, observe
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -39,7 +37,9 @@ class PtqInt8:
     The inputs of every ``Conv2d`` and ``Linear`` are quantized, the outputs of convolutions (after a ReLU that
     follows), and residual additions between those. A tensor has one quantizer, at its source. The logits,
     normalisations other than BatchNorm, GELU, softmax and attention's own products stay float;
-    ``model.meta["kept_float"]`` of the result names every multiply-accumulate layer left out, with the reason.
+    ``model.meta["kept_float"]`` of the result, an ``fx.GraphModule``, names every multiply-accumulate layer left out,
+    with the reason. A model that torch.fx cannot trace keeps its classes: every ``Conv2d`` and ``Linear`` has a
+    quantizer of its own for its input (:mod:`methods.quantization.layers`), BatchNorm is not folded, and that is said.
 
     Source: Jacob et al. 2018, §2-3; Krishnamoorthi 2018, §3.
 
@@ -86,41 +86,99 @@ class PtqInt8:
         return replace(self, **open_)
 
     def compress(self, model: nn.Module, context: Context) -> nn.Module:
-        """Return the quantized model, an ``fx.GraphModule`` in evaluation mode; ``model`` is left untouched.
+        """Return the quantized model, in evaluation mode; ``model`` is left untouched.
 
         Raises
         ------
         Unsupported
-            If there are no calibration data, the forward pass cannot be traced or is random, or there is no layer that
-            can be quantized.
+            If there are no calibration data, the forward pass is random, or there is no layer that can be quantized.
         NotFinite
             If an activation is NaN or infinite on the calibration data.
         """
         split = train_split(context, "calibration")
-        graph = trace(model)
-        steps = plan(graph)
-        if not steps.layers:
-            kept = "; ".join(f"{name}: {reason}" for name, reason in list(steps.kept_float.items())[:4])
-            named = f" ({kept})" if kept else ""
-            raise Unsupported(f"there is no Conv2d or Linear layer that can be quantized{named}")
-        paths = graph.meta.pop("paths")
-        treated = [model.get_submodule(paths[str(node.target)]).get_parameter("weight") for node in steps.layers]
-        say_unreached(model, treated, context)
-        ranges = self._observe(graph, steps.observed, split, context)
         given = {field.name: getattr(self, field.name) for field in fields(Scheme)}
         scheme = Scheme(**{name: value for name, value in given.items() if value is not None})
-        insert(graph, steps, ranges, scheme)
+        try:
+            graph = trace(model)
+        except Untraceable as error:
+            quantized, kept = self._layer_by_layer(model, split, scheme, context)
+            context.warn(f"{error}: only the inputs of its Conv2d and Linear layers are quantized, each by itself")
+        else:
+            quantized, kept = graph, self._in_graph(model, graph, split, scheme, context)
+        layers = sum(isinstance(module, QuantizedConv2d | QuantizedLinear) for module in quantized.modules())
+        context.progress(1.0, f"{layers} layers in int8, {len(kept)} in float{_listed(kept)}")
+        return quantized.eval()
+
+    def _in_graph(
+        self, model: nn.Module, graph: fx.GraphModule, split: Split, scheme: Scheme, context: Context
+    ) -> Mapping[str, str]:
+        """Quantize ``graph`` in place; why layers stay float, by name."""
+        steps = plan(graph)
+        if not steps.layers:
+            raise Unsupported(f"there is no Conv2d or Linear layer that can be quantized{_listed(steps.kept_float)}")
+        paths = graph.meta.pop("paths")
+        self._say(model, [paths[str(node.target)] for node in steps.layers], context)
+
+        def values() -> Iterator[tuple[fx.Node, Tensor]]:
+            for batch in self._batches(split, context):
+                recorder = _Recorder(graph, set(steps.observed))
+                with torch.inference_mode():
+                    call(recorder, batch.inputs, context.signature)
+                yield from recorder.seen.items()
+
+        insert(graph, steps, self._observed(steps.observed, values), scheme)
         graph.meta["kept_float"] = dict(steps.kept_float)
-        context.progress(1.0, f"{len(steps.layers)} layers in int8, {len(steps.kept_float)} in float")
-        return graph
+        return steps.kept_float
+
+    def _layer_by_layer(
+        self, model: nn.Module, split: Split, scheme: Scheme, context: Context
+    ) -> tuple[nn.Module, Mapping[str, str]]:
+        """A quantized copy of a model that cannot be traced; why layers stay float, by name."""
+        quantized = copy.deepcopy(model).eval()
+        found, kept = layers.quantizable(quantized)
+        layers.refuse_random(quantized, next(self._batches(split, context)), context.signature)
+        ranges = self._observed(
+            list(found),
+            lambda: layers.inputs(quantized, found, self._batches(split, context), context.signature),
+        )
+        kept |= {name: "the model does not call it" for name in found if name not in ranges}
+        if not ranges:
+            raise Unsupported(f"there is no Conv2d or Linear layer that can be quantized{_listed(kept)}")
+        self._say(model, list(ranges), context)
+        layers.exchange(quantized, ranges, scheme)
+        return quantized, kept
+
+    def _observed(
+        self, keys: Sequence[Key], values: Callable[[], Iterator[tuple[Key, Tensor]]]
+    ) -> dict[Key, tuple[float, float]]:
+        return observe(keys, values, kind=self.range, percentile=self.percentile)
+
+    def _batches(self, split: Split, context: Context) -> Iterator[Batch]:
+        return portions(split, self.calibration_examples, self.batch_size, context.signature, seed=context.seed)
+
+    def _say(self, model: nn.Module, names: Sequence[str], context: Context) -> None:
+        """Warn of weights that stay float, and of those that are stored a second time."""
+        treated = [model.get_submodule(name).get_parameter("weight") for name in names]
+        say_unreached(model, treated, context)
+        ids = {id(weight) for weight in treated}
+        others = [
+            name
+            for name, module in model.named_modules()
+            if name not in names and any(id(p) in ids for p in module.parameters(recurse=False))
+        ]
+        if others:
+            context.warn(
+                f"{', '.join(others)} shares its weight with a layer that is quantized, and stays in float: the weight "
+                "is stored twice, in integers and in float"
+            )
 
     def promises(self, original: nn.Module, compressed: nn.Module) -> Iterator[str]:
         """Layers store 8-bit integers, and compute with what these stand for."""
         before = dict(original.named_modules())
-        layers = {n: m for n, m in compressed.named_modules() if isinstance(m, QuantizedConv2d | QuantizedLinear)}
-        if not layers:
+        found = {n: m for n, m in compressed.named_modules() if isinstance(m, QuantizedConv2d | QuantizedLinear)}
+        if not found:
             yield "no layer is quantized"
-        for name, layer in layers.items():
+        for name, layer in found.items():
             if layer.stored_weight.dtype != torch.int8 or int(layer.stored_weight.abs().max()) > WEIGHT_LIMIT:
                 yield f"layer {name!r} stores other than integers in [-127, 127]"
             if name in before and before[name].get_parameter("weight").shape != layer.stored_weight.shape:
@@ -128,40 +186,6 @@ class PtqInt8:
             scale = layer.weight_scale.reshape(-1, *[1] * (layer.stored_weight.ndim - 1))
             if not torch.equal(layer.weight, layer.stored_weight.float() * scale):
                 yield f"layer {name!r} computes with other weights than it stores"
-
-    def _observe(
-        self, graph: fx.GraphModule, observed: list[fx.Node], split: Split, context: Context
-    ) -> dict[fx.Node, tuple[float, float]]:
-        total = min(self.calibration_examples, split.size)
-        passes = 2 if self.range == "percentile" else 1
-        low = dict.fromkeys(observed, math.inf)
-        high = dict.fromkeys(observed, -math.inf)
-        for number, (node, value) in enumerate(self._values(graph, observed, split, context)):
-            if not bool(torch.isfinite(value).all()):
-                raise NotFinite(f"Calibration: the output of {node.name!r} holds NaN or infinity.")
-            low[node] = min(low[node], value.min().item())
-            high[node] = max(high[node], value.max().item())
-            context.progress(0.9 * number * self.batch_size / len(observed) / total / passes, "calibrating")
-        if self.range == "min-max":
-            return {node: (low[node], high[node]) for node in observed}
-        counts = {node: torch.zeros(BINS, dtype=torch.float64) for node in observed}
-        for node, value in self._values(graph, observed, split, context):
-            if low[node] < high[node]:
-                counts[node] += torch.histc(value.float(), BINS, low[node], high[node]).double()
-        return {node: percentile_range(counts[node], low[node], high[node], self.percentile) for node in observed}
-
-    def _values(
-        self, graph: fx.GraphModule, observed: list[fx.Node], split: Split, context: Context
-    ) -> Iterator[tuple[fx.Node, Tensor]]:
-        left = self.calibration_examples
-        for batch in split.batches(self.batch_size, seed=context.seed):
-            recorder = _Recorder(graph, set(observed))
-            with torch.inference_mode():
-                call(recorder, cut(batch, 0, left).inputs, context.signature)
-            yield from ((node, recorder.seen[node]) for node in observed)
-            left -= len(batch)
-            if left <= 0:
-                return
 
 
 class _Recorder(nn.Module):
@@ -195,22 +219,5 @@ class _Interpreter(fx.Interpreter):
         return result
 
 
-def percentile_range(counts: Tensor, low: float, high: float, percentile: float) -> tuple[float, float]:
-    """[P(100 - p), P(p)] of a histogram over [low, high], linear inside a bin.
-
-    Parameters
-    ----------
-    counts : Tensor, float64, shape (bins,)
-        Values per bin of equal width.
-    low, high : float
-        Ends of the histogram.
-    percentile : float
-        p, in (50, 100].
-    """
-    if not low < high:
-        return low, high
-    cumulative = np.concatenate([[0.0], np.cumsum(counts.numpy())])
-    edges = np.linspace(low, high, len(counts) + 1)
-    tail = (100.0 - percentile) / 100.0
-    lower, upper = np.interp([tail * cumulative[-1], (1.0 - tail) * cumulative[-1]], cumulative, edges)
-    return float(lower), float(upper)
+def _listed(reasons: Mapping[str, str]) -> str:
+    return f" ({'; '.join(f'{name}: {reason}' for name, reason in list(reasons.items())[:4])})" if reasons else ""

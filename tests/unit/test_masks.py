@@ -300,6 +300,6 @@ def test_weights_that_a_method_does_not_reach_are_said() -> None:
     model = Recurrent()
     Magnitude(sparsity=0.5).compress(model, bare(12, 8, warn=said.append))
     assert len(said) == 1
-    assert said[0].startswith("reaches 3.0% of the model's weights: rnn.weight_hh_l0 (LSTM, 4,096 weights)")
+    assert said[0].startswith("reaches 3.0% of the model's weights; rnn.weight_hh_l0 (LSTM, 4,096 weights)")
     Magnitude(sparsity=0.5).compress(nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8)), bare(8, warn=said.append))
     assert len(said) == 1

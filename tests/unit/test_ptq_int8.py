@@ -21,14 +21,15 @@ from hardware.openvino_cpu import OpenVino
 from harness import modelfile
 from harness.contracts import Context, Hardware, Scheme
 from harness.errors import NotFinite, Unsupported
-from harness.quantized import ActivationQuantizer, QuantizedConv2d, QuantizedLinear
+from harness.quantized import ActivationQuantizer, QuantizedConv2d, QuantizedInput, QuantizedLinear
 from harness.tasks.classes import signature
 from harness.tasks.digits import Digits
 from harness.tasks.models import create
 from harness.testing.hardware import answer
 from harness.testing.networks import SHAPE
 from methods.quantization.graph import plan, trace
-from methods.quantization.ptq_int8 import BINS, PtqInt8, percentile_range
+from methods.quantization.ptq_int8 import PtqInt8
+from methods.quantization.ranges import BINS, percentile_range
 from tests.unit.contexts import bare, refusal, split
 
 
@@ -241,16 +242,6 @@ def test_the_target_s_scheme_is_followed(tmp_path: Path) -> None:
             assert module.stored_bias.dtype == torch.float32
 
 
-class Branching(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = nn.Linear(4, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.fc(x)
-        return y if y.sum() > 0 else -y
-
-
 def test_what_cannot_be_quantized_has_a_reason(tmp_path: Path) -> None:
     method, x = PtqInt8(), noise(8, 4)
     fine = nn.Sequential(nn.Linear(4, 4))
@@ -258,10 +249,6 @@ def test_what_cannot_be_quantized_has_a_reason(tmp_path: Path) -> None:
     no_data = refusal(method, fine, context(None, tmp_path))
     assert no_data is not None
     assert "calibration needs a task with training data" in no_data
-    branching = refusal(method, Branching(), context(x, tmp_path))
-    assert branching is not None
-    assert "Branching at test_ptq_int8.py" in branching
-    assert "y.sum() > 0" in branching
     empty = refusal(method, nn.ReLU(), context(x, tmp_path))
     assert empty is not None
     assert "no Conv2d or Linear" in empty
@@ -272,6 +259,73 @@ def test_what_cannot_be_quantized_has_a_reason(tmp_path: Path) -> None:
     x[2, 1] = float("nan")
     with pytest.raises(NotFinite, match="NaN"):
         method.compress(fine, context(x, tmp_path))
+
+
+class Untraceable(nn.Module):
+    """Control flow that depends on the input, a layer called twice, one never called, and attention of torch."""
+
+    def __init__(self, random: bool = False) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(4, 8, 1)
+        self.twice = nn.Linear(8, 8)
+        self.alias = self.twice
+        self.idle = nn.Linear(8, 8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.fc = nn.Linear(8, 3)
+        self.random = random
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x).transpose(1, 2).to(self.twice.weight.dtype)
+        x = torch.relu(self.twice(x)) if x.sum() > 0 else self.twice(x)
+        x = self.attention(x, x, x)[0] + self.alias(2 * x)
+        out: Tensor = self.fc(F.dropout(x.mean(1), 0.5, self.random))
+        return out
+
+
+@pytest.mark.parametrize("kind", ["min-max", "percentile"])
+def test_what_cannot_be_traced_is_quantized_layer_by_layer_and_said(kind: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x, said, messages = Untraceable().eval(), noise(80, 4, 6), [], []
+    given = context(x, tmp_path, warn=said.append, progress=lambda _, text: messages.append(text))
+    result = PtqInt8(range=kind, percentile=100).compress(model, given)
+    assert type(result) is Untraceable
+    assert result.twice is result.alias
+    layers = {name for name, module in result.named_modules() if isinstance(module, QuantizedInput)}
+    assert layers == {"twice", "fc"}
+    with torch.no_grad():
+        exact, rounded = model(x), result(x)
+        assert 0 < (exact - rounded).abs().max() < 0.1 * exact.std()
+        assert torch.equal(modelfile.load(modelfile.save(result, tmp_path / "m"), allow=("tests",))(x), rounded)
+    assert "Untraceable at test_ptq_int8.py" in said[-1]
+    assert "x.sum() > 0" in said[-1]
+    for kept in ("conv: no integer form of Conv1d", "attention: no integer form", "idle: the model does not call it"):
+        assert kept in messages[-1]
+    assert "idle.weight" in said[0]
+
+
+def test_random_numbers_are_found_without_a_trace(tmp_path: Path) -> None:
+    reason = refusal(PtqInt8(), Untraceable(random=True).eval(), context(noise(80, 4, 6), tmp_path))
+    assert reason is not None
+    assert "draws random numbers in evaluation (the output 'output' differs between two calls)" in reason
+
+
+def test_a_weight_that_stays_in_float_elsewhere_is_said(tmp_path: Path) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Embedding(20, 8)
+            self.out = nn.Linear(8, 20, bias=False)
+            self.out.weight = self.embed.weight
+
+        def forward(self, ids: Tensor) -> Tensor:
+            found: Tensor = self.out(self.embed(ids).mean(1))
+            return found
+
+    said: list[str] = []
+    given = context(torch.randint(20, (40, 5)), tmp_path, warn=said.append)
+    PtqInt8().compress(Tied().eval(), given)
+    (text,) = said
+    assert text.startswith("embed shares its weight with a layer that is quantized")
 
 
 class Normless(nn.Module):
@@ -422,7 +476,7 @@ def test_layers_with_hooks_stay_float_and_are_named(tmp_path: Path) -> None:
     result = PtqInt8().compress(model, context(noise(32, 8), tmp_path, warn=said.append))
     assert isinstance(result, fx.GraphModule)
     assert result.meta["kept_float"] == {"0": "it has hooks, which run around its product"}
-    assert said[0].startswith("reaches 33.3% of the model's weights: 0.weight (Linear, 64 weights)")
+    assert said[0].startswith("reaches 33.3% of the model's weights; 0.weight (Linear, 64 weights)")
 
 
 @pytest.mark.parametrize(

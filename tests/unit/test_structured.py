@@ -24,6 +24,7 @@ from torchvision.models.swin_transformer import ShiftedWindowAttention, SwinTran
 from torchvision.models.vision_transformer import VisionTransformer
 
 from harness import modelfile
+from harness.contracts import Port, Signature
 from harness.errors import Unsupported
 from harness.measure import counts
 from harness.tasks import models
@@ -335,6 +336,36 @@ def test_unsupported_names_the_layer(model: nn.Module, shape: tuple[int, ...], r
     with pytest.raises(Unsupported) as raised:
         Structured().compress(model, bare(*shape))
     assert reason in str(raised.value)
+
+
+class Masked(nn.Module):
+    """Takes another way where nothing is masked, as transformers does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, 12)
+        self.up, self.down = nn.Linear(12, 32), nn.Linear(32, 3)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        x = torch.relu(self.up(self.embed(ids)))
+        x = x.mean(1) if bool(mask.all()) else (x * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        return self.down(x)
+
+
+def test_a_way_that_only_the_mask_chooses_is_no_obstacle() -> None:
+    model = Masked().eval()
+    taken = Signature(
+        inputs=(Port(name="ids", shape=(7,), dtype="int64", values=20), Port(name="mask", shape=(7,), dtype="int64")),
+        outputs=(Port(name="output", shape=(3,)),),
+    )
+    structure = find(model, taken)
+    smaller = remove(model, structure, structure.layers[-1].units[:10])
+    zeroed = masked(model, structure, structure.layers[-1].units[:10])
+    ids, mask = torch.randint(20, (4, 7)), torch.ones(4, 7, dtype=torch.int64)
+    for hidden in (0, 3):
+        mask[:, 7 - hidden :] = 0
+        with torch.no_grad():
+            assert difference(smaller(ids, mask), zeroed(ids, mask)) < 1e-5
 
 
 @pytest.mark.parametrize("batch_first", [True, False])

@@ -37,7 +37,7 @@ def recalibrate(model: nn.Module, context: Context, *, batches: int = 20) -> int
     if not norms or "train" not in context.data:
         return 0
     momenta = [norm.momentum for norm in norms]
-    size = context.training.recipe.batch_size if context.training else 128
+    size = context.signature.batch or (context.training.recipe.batch_size if context.training else 128)
     seen = 0
     with evaluating(model):
         for norm in norms:

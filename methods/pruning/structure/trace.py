@@ -101,6 +101,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
         self.run, self.stack = run, stack
         self.numbers: Any = WeakIdKeyDictionary()
         self.count = 0
+        # Tensors that depend on a float input or a weight. A mask or token ids alone choose between ways (such as
+        # attention with and without a mask) that have the same layers.
+        self.learned: set[int] = set()
 
     def ref(self, tensor: Tensor) -> Ref:
         if tensor not in self.numbers:
@@ -122,13 +125,16 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
         tensors = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, Tensor)]
         inputs = tuple(tuple(value.shape) for value in tensors)
         name = str(func._schema.name)
-        if name in _READS:
+        if name in _READS and any(self.ref(value).number in self.learned for value in tensors):
             raise Unsupported(
                 f"the forward pass of {self.stack[-1] or 'the model'} reads numbers out of a tensor "
                 f"({name.removeprefix('aten::')}) and may take another way for another input"
             )
+        learned = any(self.ref(value).number in self.learned for value in tensors)
         result = func(*args, **kwargs)
         outputs = [value for value in tree_flatten(result)[0] if isinstance(value, Tensor)]
+        if learned:
+            self.learned.update(self.ref(value).number for value in outputs)
         base = name if name.endswith("__") else name.removesuffix("_")
         self.run.ops.append(
             Op(
@@ -160,7 +166,7 @@ def record(model: nn.Module, inputs: Tensors, signature: Signature) -> Run:
     Raises
     ------
     Unsupported
-        If the run reads numbers out of tensors (its course depends on the data), or fails.
+        If the run reads numbers out of tensors that depend on floats (its course depends on the data), or fails.
     """
     run, stack = Run(), [""]
     try:
@@ -184,6 +190,9 @@ def record_into(run: Run, model: nn.Module, inputs: Tensors, signature: Signatur
     recorder = _Recorder(run, stack)
     for name, value in tensors.items():
         run.leaves[recorder.ref(value).number] = name
+    for value in (*tensors.values(), *inputs.values()):
+        if value.is_floating_point():
+            recorder.learned.add(recorder.ref(value).number)
     with evaluating(model), _named_calls(model, stack), plain_attention(), recorder:
         results = call(model, inputs, signature)
     run.results = tuple(recorder.ref(value) for value in results.values())
