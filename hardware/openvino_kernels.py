@@ -56,6 +56,8 @@ def executed(graph: Any, original: Any, *, asked: str, dynamic_quantization: boo
 
 def _fused_precision(node: Any, asked: str) -> str:
     """That of the products inside a fused kernel, which says the type of its output only."""
+    if _said(node, "layerType") in ("TensorIterator", "Loop"):
+        return asked  # its inputs are counters and conditions as well
     types = [port.get_element_type().to_string() for port in node.inputs()]
     stored = [_STORED_BITS[name] for name in types[1:] if name in _STORED_BITS]
     if stored:

@@ -209,3 +209,49 @@ def test_openvino_s_settings_are_asked_for_and_read_back(tmp_path: Path) -> None
     assert found["dynamic_quantization_group_size"] == 64
     default = effective(OpenVino(), nn.Linear(8, 4), torch.randn(2, 8), tmp_path)
     assert default["inference_precision_hint"] == default["kv_cache_precision"] == "f32"
+
+
+def loop(path: Path, rounds: int) -> Path:
+    """x (n, 8) by V (8, 4), then ``rounds`` times by W (4, 4)."""
+    helper, kinds, tensor = onnx.helper, onnx.TensorProto, onnx.numpy_helper.from_array
+
+    def value(name: str, kind: int, *axes: int | str) -> Any:
+        return helper.make_tensor_value_info(name, kind, list(axes))
+
+    body = helper.make_graph(
+        [helper.make_node("MatMul", ["h", "W"], ["next"]), helper.make_node("Identity", ["on"], ["still_on"])],
+        "body",
+        [value("i", kinds.INT64), value("on", kinds.BOOL), value("h", kinds.FLOAT, "batch", 4)],
+        [value("still_on", kinds.BOOL), value("next", kinds.FLOAT, "batch", 4)],
+    )
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["x", "V"], ["h0"]),
+            helper.make_node("Loop", ["rounds", "on0", "h0"], ["y"], body=body),
+        ],
+        "loop",
+        [value("x", kinds.FLOAT, "batch", 8)],
+        [value("y", kinds.FLOAT, "batch", 4)],
+        [
+            tensor(np.full((4, 4), 0.1, np.float32), "W"),
+            tensor(np.ones((8, 4), np.float32), "V"),
+            tensor(np.array(rounds), "rounds"),
+            tensor(np.array(True), "on0"),
+        ],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), path)
+    return path
+
+
+@pytest.mark.parametrize("hardware", [OnnxRuntime(), OpenVino(), OpenVino(precision="bf16")])
+def test_products_in_a_loop_count_as_often_as_they_run(hardware: Hardware, tmp_path: Path) -> None:
+    available(hardware)
+    x = np.ones((2, 8), np.float32)
+    found = hardware.load(loop(tmp_path / "m.onnx", 5), signature=signature(8), inputs={"x": x}, threads=1).effective
+    if isinstance(hardware, OnnxRuntime):
+        assert found["kernels"]["MatMul:f32"] == 6
+    asked = found.get("inference_precision_hint", "f32")
+    assert found["precision"] == asked
+    assert found["mac_share"] == {asked: 1.0}
+    if asked == "f32":
+        assert "precision_reason" not in found
