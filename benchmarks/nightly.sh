@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Every paper's recipe in its quick form, one after the other, and a summary. Exit code 1 if any of them could not be run.
+# The fuzzers for some minutes, then every paper's recipe in its quick form, one after the other, and a summary. Exit code 1
+# if a fuzzer found something or a recipe could not be run.
 #
 #   benchmarks/nightly.sh [KEY...]         the papers named, or all of `assay ls papers`
 #
@@ -20,6 +21,13 @@ fi
 
 failed=0
 lines=()
+for kind in records containers locks; do
+    echo "== fuzz $kind"
+    # Another beginning each night.
+    python "$(dirname "$0")/fuzz.py" "$kind" "${FUZZ_SECONDS:-300}" "$(date +%Y%m%d)000" >"$logs/fuzz-$kind.log" 2>&1 \
+        || failed=$((failed + 1))
+    tail -n 20 "$logs/fuzz-$kind.log"
+done
 for key in "${keys[@]}"; do
     echo "== $key"
     begin=$SECONDS
@@ -36,5 +44,5 @@ done
 
 echo
 printf '%s\n' "${lines[@]}"
-echo "${#keys[@]} papers, $failed failed."
+echo "${#keys[@]} papers and 3 fuzzers, $failed failed."
 [ "$failed" -eq 0 ]

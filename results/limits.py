@@ -13,7 +13,16 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, NotRequired
 
-from pydantic import AfterValidator, ConfigDict, Field, Strict, TypeAdapter, ValidationError, with_config
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    TypeAdapter,
+    ValidationError,
+    with_config,
+)
 from typing_extensions import TypedDict
 
 from harness.record import STATUSES
@@ -79,6 +88,18 @@ def _tree(value: Any) -> Any:
     return value
 
 
+def _exact(value: Any) -> Any:
+    if isinstance(value, int) and abs(value) > _INT53:
+        raise ValueError("is no floating point number exactly")
+    return value
+
+
+def _all_exact(values: Any) -> Any:
+    for value in values if isinstance(values, list) else ():
+        _exact(value)
+    return values
+
+
 def _identifier(value: str) -> str:
     if not _ID.fullmatch(value):
         raise ValueError("must be letters, digits, '-', '_' and '.', as it names a file")
@@ -126,14 +147,15 @@ _Size = Annotated[int, _Strict, Field(ge=1, le=1 << 31)]
 _Class = Annotated[int, _Strict, Field(ge=-_INT53, le=_INT53)]
 _Phase = Annotated[list[Any], _Strict, Field(min_length=2, max_length=2), AfterValidator(_phase)]
 _Nanoseconds = Annotated[int, _Strict, Field(ge=0, le=10**16)]
-_Number = Annotated[float, _Strict, Field(ge=-1e300, le=1e300, allow_inf_nan=False)]
-_Amount = Annotated[float, _Strict, Field(ge=0, le=1e18, allow_inf_nan=False)]
+_Float = Annotated[float, _Strict, Field(ge=-1e300, le=1e300, allow_inf_nan=False)]
+_Number = Annotated[_Float, BeforeValidator(_exact)]
+_Amount = Annotated[float, _Strict, Field(ge=0, le=1e18, allow_inf_nan=False), BeforeValidator(_exact)]
 _Object = Annotated[dict[str, Any], _Strict, AfterValidator(_tree)]
 _Texts = Annotated[list[_AnyText], _Strict, Field(max_length=10_000)]
 _TextByName = Annotated[dict[_AnyText, _AnyText], _Strict, Field(max_length=10_000)]
 _Samples = Annotated[list[_Nanoseconds], _Strict, Field(max_length=_MAX_LIST)]
 _Classes = Annotated[list[_Class], _Strict, Field(max_length=_MAX_LIST)]
-_Numbers = Annotated[list[_Number | None], _Strict, Field(max_length=_MAX_LIST)]
+_Numbers = Annotated[list[_Float | None], _Strict, Field(max_length=_MAX_LIST), BeforeValidator(_all_exact)]
 
 _closed = with_config(ConfigDict(extra="forbid"))
 _open = with_config(ConfigDict(extra="allow"))

@@ -31,7 +31,8 @@ from tests.unit.factories import record
 
 EVIL = (
     "$\\frac{1}$ x|y\n| forged | row | \x1b[2J\x1b]0;owned\x07\x1b[31m <script>alert(1)</script> "
-    "[c](javascript:alert(1)) ![i](http://evil/i.png) \\input{/etc/passwd} \u202e \r over \x9b31m _a_ *b* `c` &lt; \U000e0041"
+    "[c](javascript:alert(1)) ![i](http://evil/i.png) \\input{/etc/passwd} "
+    "\u202e \r over \x9b31m _a_ *b* `c` &lt; \U000e0041"
 )
 
 
