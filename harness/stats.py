@@ -151,6 +151,11 @@ class Paired:
     flips: int | None = None
 
 
+MIN_RESAMPLED = 10
+"""Examples that resampling needs: of fewer the percentile interval covers much less than it says (two examples have
+three different resamples), and randomization cannot give a small p."""
+
+
 def seed_of(*run_ids: str) -> int:
     """The seed of a run's resampling, or of a run against its reference: whoever has the records gets the same."""
     return int.from_bytes(hashlib.sha256("/".join(run_ids).encode()).digest()[:8], "big")

@@ -90,6 +90,8 @@ def _interval(score: Mapping[str, Any], parts: Parts, machine_id: str | None) ->
         raise _NoneError("there is no value")
     if score["proportion"] and not parts:  # a record of format 1 may have no more than counts
         return stats.wilson(round(score["value"] * score["n"]), score["n"])
+    if not score["proportion"] and score["n"] < stats.MIN_RESAMPLED:
+        raise _NoneError(_too_few(score["n"]))
     metric = _metric(score, parts, machine_id)
     seed = stats.seed_of(score["run_id"])
     found: stats.Interval = _computed(metric, lambda: stats.interval(metric, _matrix(metric, parts), seed))
@@ -97,6 +99,10 @@ def _interval(score: Mapping[str, Any], parts: Parts, machine_id: str | None) ->
         raise _NoneError(f"{metric.name} of the recorded examples is {found.value:g} here, not {score['value']:g}")
     _defined(found.low, found.high)
     return found
+
+
+def _too_few(n: int) -> str:
+    return f"{n} examples are too few to be resampled: an interval and a test need {stats.MIN_RESAMPLED}"
 
 
 def _metric(score: Mapping[str, Any], parts: Parts, machine_id: str | None) -> Any:
@@ -201,6 +207,9 @@ def _compared(row: Mapping[str, Any], parts: Mapping[tuple[str, int], Parts]) ->
         parts.get((row["run_id"], row["i"]), {}),
         parts.get((row["baseline_run_id"], row["baseline_i"]), {}),
     )
+    n = min((len(values) for part in (ours, baseline) for values in part.values()), default=0)
+    if not row["proportion"] and 0 < n < stats.MIN_RESAMPLED:
+        return {**_NOTHING, "delta": row["value"] - row["baseline_value"], "reason": _too_few(n)}
     try:
         return {**_NOTHING, **_difference(row, ours, baseline)}
     except _NoneError as error:

@@ -313,6 +313,16 @@ def errors(shift: float = 0.0) -> list[float]:
     return [abs(float(x)) for x in np.random.default_rng(1).normal(1 + shift, 0.3, 80)]
 
 
+def test_few_examples_have_a_difference_but_no_interval_and_no_test(tmp_path: Path) -> None:
+    few = [score("mae", errors()[:3])], [score("mae", errors(0.2)[:3])]
+    base, pruned = record(scores=few[0]), record(chain=PRUNED, scores=few[1])
+    row = rows_of(tmp_path, base, pruned)[pruned["run_id"]]
+    assert row["score_delta"] == pytest.approx(row["score"] - np.mean(errors()[:3]))
+    assert row["score_low"] is row["score_delta_low"] is row["score_p"] is None
+    for column in ("score_low", "score_delta_low", "score_p"):
+        assert "3 examples are too few" in json.loads(row["reasons"])[column]
+
+
 def test_a_metric_that_is_no_proportion_is_resampled_once(tmp_path: Path) -> None:
     base, pruned = record(scores=[score("mae", errors())]), record(chain=PRUNED, scores=[score("mae", errors(0.2))])
     row = rows_of(tmp_path, base, pruned)[pruned["run_id"]]
