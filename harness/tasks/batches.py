@@ -123,13 +123,13 @@ def tensor(value: Any, where: str) -> Tensor:
     InputError
         If it is text, complex, sparse or no array at all.
     """
+    import numpy as np
     import torch
 
     if getattr(getattr(value, "dtype", None), "kind", "") in ("U", "S", "O", "V", "M", "m"):
         raise InputError(f"{where} is no array of numbers but of {value.dtype}. Give tensors or arrays of numbers.")
     try:
-        frozen = hasattr(value, "flags") and not value.flags.writeable
-        found = torch.as_tensor(value.copy() if frozen else value)  # torch wants memory that it could write to
+        found = torch.as_tensor(_plain(value) if isinstance(value, np.ndarray) else value)
     except (TypeError, ValueError, RuntimeError) as error:
         kind = getattr(value, "dtype", type(value).__name__)
         raise InputError(f"{where} is no array of numbers ({kind}: {error}). Give tensors or arrays.") from error
@@ -142,6 +142,14 @@ def tensor(value: Any, where: str) -> Tensor:
     if found.dtype is torch.uint64:
         raise InputError(f"{where} is uint64, which runtimes do not take. Give int64.")
     return found.to("cpu", wider or found.dtype)
+
+
+def _plain(array: Any) -> Any:
+    """An array as torch takes it: in the machine's byte order, and in memory of its own order that can be written to."""
+    import numpy as np
+
+    array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")) if array.ndim else array
+    return array if array.flags.writeable else array.copy()
 
 
 def _check_lengths(values: Mapping[str, Tensor], where: str) -> None:
