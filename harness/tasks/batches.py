@@ -145,7 +145,7 @@ def tensor(value: Any, where: str) -> Tensor:
 
 
 def _plain(array: Any) -> Any:
-    """An array as torch takes it: in the machine's byte order, and in memory of its own order that can be written to."""
+    """An array as torch takes it: in the machine's byte order, in memory that is not reversed and can be written to."""
     import numpy as np
 
     array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")) if array.ndim else array
