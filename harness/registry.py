@@ -112,7 +112,15 @@ def entry(kind: Kind, name: str) -> Entry:
     prefix, slash, rest = name.partition("/")
     if slash and rest and prefix in known and (family := known[prefix].family):
         return dataclasses.replace(known[prefix], defaults={**known[prefix].defaults, family: rest})
+    if new := _renamed(kind, name):
+        raise InputError(f"{kind.capitalize()} {name!r} is now called {new!r}.")
     raise UnknownName(kind, name, known)
+
+
+def _renamed(kind: Kind, old: str) -> str | None:
+    """What the package's table ``RENAMED`` has for a name, ``name.parameter`` or ``name.parameter=value``."""
+    renamed: Mapping[str, str] = getattr(importlib.import_module(KINDS[kind].package), "RENAMED", {})
+    return renamed.get(old)
 
 
 def is_users(kind: Kind, name: str) -> bool:
@@ -160,7 +168,11 @@ def create(kind: Kind, name: str, parameters: Mapping[str, Any]) -> Any:
     check_kind(kind, name, target)
     values = {**entry(kind, name).defaults, **parameters}
     allowed = [f.name for f in dataclasses.fields(target) if f.init]
-    for key in values:
+    for key, value in values.items():
+        if new := _renamed(kind, f"{name}.{key}"):
+            raise SpecError(f"{kind} {name!r}: parameter {shown(key)} is now called {new}.")
+        if isinstance(value, str) and (new := _renamed(kind, f"{name}.{key}={value}")):
+            raise SpecError(f"{kind} {name!r}: {key} {shown(value)} is now called {new!r}.")
         if key not in allowed:
             raise SpecError(f"{kind} {name!r} has no parameter {shown(key)}. {suggestion(str(key), allowed)}")
     try:
