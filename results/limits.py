@@ -36,7 +36,7 @@ _MAX_DEPTH = 24
 _MAX_NODES = 200_000
 _MAX_TEXT = 20_000
 _MAX_TRACEBACK = 200_000
-_MAX_LIST = 1 << 22
+_MAX_LIST = 1 << 24
 _INT53 = 1 << 53
 """Integers up to here are exact as floating point numbers, and no sum of them overflows the database's integers."""
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
