@@ -171,7 +171,10 @@ def step(work: Work, before: Stored, item: Mapping[str, Any], original: Stored) 
                 warn=lambda sentence: warnings.append(f"{item['name']}: {sentence}"),
             )
             try:
-                compressed = method.compress(load(before), context)
+                model = load(before)
+                if item["name"] != "baseline" and getattr(model, "artifact", None) is not None:
+                    raise Unsupported("the model is a file that is deployed as it is; methods need a torch module")
+                compressed = method.compress(model, context)
             except Unsupported as error:
                 raise Unsupported(f"{item['name']}: {error}") from None
             return {**_save(compressed.eval(), place), "notes": notes, "warnings": warnings}
