@@ -78,3 +78,12 @@ def test_every_call_of_every_phase_is_a_sample_in_order() -> None:
     assert calls == ["prefill", "decode", "decode", "decode"] * (2 + timing.queries)
     assert len(timing.latency_ns["prefill"]) == timing.queries >= 4
     assert len(timing.latency_ns["decode"]) == 3 * timing.queries
+
+
+def test_a_loop_of_endless_samples_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.measure.latency.MOST_SAMPLES", 1000)
+    timing = time_queries(
+        _nothing, _nothing, phases=(("a", 1), ("b", 3)), min_queries=10, min_seconds=60.0, max_seconds=60.0
+    )
+    assert timing.queries == 250
+    assert timing.complete
