@@ -522,6 +522,9 @@ class Method(Protocol):
     A method whose result depends on the target's integer scheme leaves those fields open (None) and has a method
     ``targeting(scheme)`` that returns it with them filled: that happens when a cell is resolved, so that the chain in
     the record says what was used.
+
+    A method may have ``promises(original, compressed)``: an iterator of what does not hold of a result, in words
+    (a sparsity that was not met). :func:`harness.testing.check_method` holds it to them.
     """
 
     def compress(self, model: nn.Module, context: Context) -> nn.Module:

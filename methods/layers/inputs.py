@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from harness.errors import Unsupported
 from harness.tasks.splits import cut, joined, shapes
 
 if TYPE_CHECKING:
@@ -16,6 +17,20 @@ if TYPE_CHECKING:
 _READ = 500
 _VARYING = 16
 """Size of an axis that may vary, in made-up inputs."""
+
+
+def require_any_batch(signature: Signature) -> None:
+    """Check that a model can be run on many examples at once.
+
+    Raises
+    ------
+    Unsupported
+        If it takes one batch size only.
+    """
+    if signature.batch is not None:
+        raise Unsupported(
+            f"the model takes batches of {signature.batch} only, and this method runs it on many examples at once"
+        )
 
 
 def examples(split: Split, count: int, *, seed: int) -> Batch:

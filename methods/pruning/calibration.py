@@ -8,6 +8,7 @@ from torch import nn
 
 from harness.errors import Unsupported
 from methods.layers.activations import untouched
+from methods.layers.inputs import require_any_batch
 from methods.layers.prunable import prunable_weights, require_weights, say_unreached
 from methods.layers.training import train_split
 from methods.pruning.n_m import check_pattern, left_dense, misfits
@@ -49,6 +50,7 @@ def left_out(model: nn.Module, context: Context, m: int | None) -> dict[str, str
     """
     require_weights(prunable_weights(model))
     train_split(context)
+    require_any_batch(context.signature)
     left = {**(misfits(model, m) if m is not None else {}), **untouched(model, context)}
     weights = {name: weight for name, weight in prunable_weights(model).items() if name not in left}
     if not weights:

@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from harness.calling import call
 from harness.errors import Unsupported
 from methods.layers import masks, promises
-from methods.layers.inputs import balanced
+from methods.layers.inputs import balanced, require_any_batch
 from methods.layers.masks import Scope
 from methods.layers.prunable import prunable_weights
 from methods.layers.training import train_split
@@ -87,6 +87,7 @@ class Grasp:
             If the Hessian-gradient product at initialisation is not finite, or training diverges.
         """
         network, recipe = start(model, context, self.epochs)
+        require_any_batch(context.signature)
         batch = balanced(train_split(context), self.examples_per_class, seed=context.seed)
         # A copy: the batch moves running statistics.
         scores = gradient_flow(training_mode(copy.deepcopy(network)), batch, self.temperature, context)

@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 
 from methods.layers import masks, promises
-from methods.layers.inputs import examples
+from methods.layers.inputs import examples, require_any_batch
 from methods.layers.masks import Scope
 from methods.layers.prunable import prunable_weights
 from methods.layers.training import train_split
@@ -77,6 +77,7 @@ class Snip:
             If the loss or its gradient at initialisation is not finite, or training diverges.
         """
         network, recipe = start(model, context, self.epochs)
+        require_any_batch(context.signature)
         batch = examples(train_split(context), self.examples, seed=context.seed)
         # A copy: the batch moves running statistics.
         scores = sensitivity(training_mode(copy.deepcopy(network)), batch, context)

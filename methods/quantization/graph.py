@@ -113,6 +113,10 @@ def trace(model: nn.Module) -> fx.GraphModule:
     """
     if any(isinstance(module, _QUANTIZED) for module in model.modules()):
         raise Unsupported("the model is quantized already")
+    if type(model).__call__ is not nn.Module.__call__ and not isinstance(model, fx.GraphModule):
+        raise Untraceable(
+            f"{type(model).__name__} has a __call__ of its own, which torch.fx leaves out; do in forward what it does"
+        )
     root = copy.deepcopy(model).eval()
     tracer = _Tracer()
     randomness = torch.get_rng_state()

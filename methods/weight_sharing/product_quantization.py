@@ -242,8 +242,9 @@ class ProductQuantization:
 
         batch = examples(train_split(context, "activation_aware=True"), self.calibration, seed=context.seed)
         with walk(network, add) as running:
-            for start in range(0, len(batch), _PART):
-                call(running, cut(batch, start, start + _PART).inputs, context.signature)
+            size = context.signature.batch or _PART
+            for start in range(0, len(batch), size):
+                call(running, cut(batch, start, start + size).inputs, context.signature)
         return sums / rows
 
     def _quantize(self, layer: Layer, metric: Tensor, generator: torch.Generator) -> tuple[Shared, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -218,6 +219,9 @@ def test_what_cannot_be_pruned_is_a_reason() -> None:
     assert "ConvTranspose1d" in (refusal(Wanda(), nn.ConvTranspose1d(6, 2, 3), context(data(6, 9))) or "")
     with pytest.raises(Unsupported, match="training data"):
         Wanda().compress(model, bare(6))
+    alone = bare(6, data=ordered(data(6)))
+    alone = replace(alone, signature=replace(alone.signature, batch=1))
+    assert "batches of 1 only" in (refusal(Wanda(), model, alone) or "")
     assert "finetune_epochs=2 needs" in (refusal(Wanda(finetune_epochs=2), model, context(data(6))) or "")
 
 

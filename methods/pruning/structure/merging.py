@@ -176,11 +176,11 @@ def candidates(model: nn.Module, structure: Structure, gone: Bools) -> dict[Link
         # Those closest to it before the others.
         first = [link.producer for link in links if link.producer in losing]
         names = [*first, *(name for name in losing if name not in first)]
-        told = [f"{name}: {reasons.get(name, 'it is neither nn.Linear nor nn.Conv2d')}" for name in names[:4]]
+        named = [f"{name}: {reasons.get(name, 'it is neither nn.Linear nor nn.Conv2d')}" for name in names[:4]]
         more = [f"and {len(names) - 4} more layers"] if len(names) > 4 else []
         raise Unsupported(
             "merge=true: no removed channel can be merged into another one; merge=false drops them all "
-            f"({'; '.join(told + more)})"
+            f"({'; '.join(named + more)})"
         )
     return found
 
