@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import keyword
 import logging
 import re
@@ -24,7 +25,7 @@ from onnxscript import opset20 as op
 from torch import Tensor, nn
 
 import harness.quantized  # noqa: F401  (registers the assay operators)
-from hardware.ports import BATCH, axis_names
+from hardware.ports import BATCH, LIMITS, axis_names
 from hardware.rewriting import rewrite
 from harness.calling import call, evaluating, plain_attention
 from harness.errors import AssayError, ExportError, explanation
@@ -128,10 +129,12 @@ def write(
     shapes = [{place: dims[name] for place, name in part.items()} for part in axes]
     with evaluating(module):
         # Copies: of a view, the exporter would ask what it is a view of.
-        exported = _export(module, [value.clone() for value in values], shapes, title)
+        exported, limits = _export(module, [value.clone() for value in values], shapes, title)
     _plain_names(exported)
     written = _translate(exported, names, title)
     rewrite(written.model, prefix="model.", axes=axes)
+    if limits:
+        written.model.metadata_props[LIMITS] = json.dumps(limits, sort_keys=True)
     large = sum(tensor.nbytes for tensor in exported.state_dict.values()) > PROTOBUF_LIMIT
     written.save(path, external_data=large)
     try:
@@ -179,16 +182,19 @@ def _file_names(inputs: list[str], outputs: list[str]) -> tuple[list[str], list[
 
 def _export(
     module: nn.Module, values: list[Tensor], shapes: list[dict[int, Any]], title: str
-) -> torch.export.ExportedProgram:
+) -> tuple[torch.export.ExportedProgram, dict[str, list[int | None]]]:
+    """The traced program, and the sizes of varying axes for which alone it holds."""
     try:
         with _quiet(), plain_attention(), torch.no_grad():
             try:
-                return torch.export.export(module, (values,), dynamic_shapes=(shapes,), strict=False)
+                return torch.export.export(module, (values,), dynamic_shapes=(shapes,), strict=False), {}
             except torch._dynamo.exc.UserError as error:
-                narrower = _narrowed(error, shapes)
-                if narrower is None:
+                limits = _limits(error)
+                if not limits:
                     raise
-                return torch.export.export(module, (values,), dynamic_shapes=(narrower,), strict=False)
+                dims = {name: torch.export.Dim(name, min=low, max=high) for name, (low, high) in limits.items()}
+                narrower = [{place: dims.get(dim.__name__, dim) for place, dim in shape.items()} for shape in shapes]
+                return torch.export.export(module, (values,), dynamic_shapes=(narrower,), strict=False), limits
             except RuntimeError as error:
                 if "not supported for tensor subclasses" not in str(error):
                     raise
@@ -200,24 +206,21 @@ def _export(
         raise ExportError(f"{title} cannot be exported: {explanation(error)}{_place(error)}") from error
 
 
-def _narrowed(error: Exception, shapes: list[dict[int, Any]]) -> list[dict[int, Any]] | None:
-    """The axes with the limits that the exporter asks for (a table of 512 positions), or None where it asks for more.
+def _limits(error: Exception) -> dict[str, list[int | None]]:
+    """Smallest and largest sizes of axes that the exporter asks for (a table of 512 positions, a branch in the code).
 
-    An axis that the model's code makes a constant stays an error.
+    Empty where it asks for more than that: an axis that the model's code makes a constant stays an error.
     """
     _, _, fixes = str(error).partition("Suggested fixes:")
-    found = {}
-    for line in filter(None, (line.strip() for line in fixes.splitlines())):
-        limits = re.fullmatch(r"(\w+) = Dim\('\w+'(?:, min=(\d+))?(?:, max=(\d+))?\)", line)
-        if limits is None:
-            if " = " in line:
-                return None
-            continue
-        name, low, high = limits.groups()
-        found[name] = torch.export.Dim(name, min=int(low) if low else None, max=int(high) if high else None)
-    if not found:
-        return None
-    return [{axis: found.get(dim.__name__, dim) for axis, dim in shape.items()} for shape in shapes]
+    found: dict[str, list[int | None]] = {}
+    for line in fixes.splitlines():
+        limits = re.fullmatch(r"(\w+) = Dim\('\w+'(?:, min=(\d+))?(?:, max=(\d+))?\)", line.strip())
+        if limits is not None:
+            name, low, high = limits.groups()
+            found[name] = [int(low) if low else None, int(high) if high else None]
+        elif " = " in line:
+            return {}
+    return found
 
 
 def _plain_names(exported: torch.export.ExportedProgram) -> None:

@@ -110,7 +110,15 @@ class OnnxRuntimeDeployed:
         self._bound = ports.zeros(signature, inputs)
         self._outputs = [port.name for port in signature.outputs]
         self._ort = runtime()
-        self._session = self._open(self._options())
+        try:
+            self._session = self._open(self._options())
+        except DataError:
+            # Sizes for which the file does not hold may keep it from loading at all: then that is what is said.
+            self._sizes = {}
+            self._session = self._open(self._options())
+            self._check_limits(signature, inputs)
+            raise
+        self._check_limits(signature, inputs)
         taken = {item.name: item for item in self._session.get_inputs()}
         self._layers = decoding.layers_of(taken)
         self._generation: decoding.Generation | None = None
@@ -129,6 +137,10 @@ class OnnxRuntimeDeployed:
         given = [item.name for item in self._session.get_outputs()]
         for name in ports.matched(signature.outputs, given, "output"):
             self._binding.bind_output(name)
+
+    def _check_limits(self, signature: Signature, inputs: Arrays) -> None:
+        said = self._session.get_modelmeta().custom_metadata_map
+        ports.check_limits(signature, inputs, said.get(ports.LIMITS))
 
     def _prepare_cache(self, taken: Mapping[str, Any]) -> None:
         self._taken = tuple(taken)

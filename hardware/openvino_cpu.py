@@ -146,6 +146,10 @@ class OpenVinoDeployed:
         ov = runtime()
         self._path, self._settings = path, settings
         self._bound = ports.zeros(signature, inputs)
+        place = ["framework", ports.LIMITS]
+        ports.check_limits(
+            signature, inputs, model.get_rt_info(place).astype(str) if model.has_rt_info(place) else None
+        )
         sources = _matched(model.inputs, signature.inputs, "input")
         for source, (name, value) in zip(sources, self._bound.items(), strict=True):
             _check(name, source, value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import keyword
 import re
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 BATCH = "batch"
 """The exported name of the first axis where it may vary."""
+LIMITS = "assay.limits"
+"""The key of an ONNX file's metadata that holds the sizes of varying axes for which alone it holds."""
 _EXAMPLES = "batch size"  # in messages: a port may have an axis of its own that is called "batch"
 
 
@@ -102,6 +105,32 @@ def check(signature: Signature, inputs: Arrays) -> None:
         if not fits:
             shown = ", ".join(str(sizes.get(axis, axis) if isinstance(axis, str) else axis) for axis in wanted)
             raise InputError(f"The model takes inputs of shape ({shown}) as {port.name!r}; got {array.shape}.")
+
+
+def check_limits(signature: Signature, inputs: Arrays, limits: str | None) -> None:
+    """Refuse sizes for which the exported graph does not stand for the model.
+
+    Parameters
+    ----------
+    signature : Signature
+    inputs : Arrays
+    limits : str or None
+        What the file's metadata say under :data:`LIMITS`.
+
+    Raises
+    ------
+    InputError
+        Naming the axis, its size and what is allowed.
+    """
+    sizes = axis_sizes(signature, inputs)
+    for axis, (low, high) in json.loads(limits or "{}").items():
+        size = sizes.get(axis)
+        if size is not None and not (low or 0) <= size <= (high or size):
+            allowed = f"{low or 1} to {high}" if high else f"{low} and more"
+            raise InputError(
+                f"The axis {axis!r} has size {size}; the model was exported for {allowed}, since its code does "
+                "something else for other sizes or has a table of that length."
+            )
 
 
 def check_bound(bound: Arrays, inputs: Arrays) -> None:

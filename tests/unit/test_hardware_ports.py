@@ -180,3 +180,36 @@ def test_axes_have_exported_names_that_are_identifiers_and_differ() -> None:
     assert len(set(names.values())) == 5
     sizes = ports.axis_sizes(Signature(inputs=(port,), outputs=()), {"x": np.zeros((9, 1, 2, 3, 4, 5, 7))})
     assert sizes == {"batch": 9, names["batch"]: 1, names["a-b"]: 2, names["a.b"]: 3, names["class"]: 4, names["2d"]: 5}
+
+
+class Branch(nn.Module):
+    """Another function for fewer than four tokens, and a table of 32 positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.positions = nn.Embedding(9, 8), nn.Parameter(torch.randn(32, 8))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        found: Tensor = self.embedding(ids) + self.positions[: ids.shape[1]]
+        return found if ids.shape[1] < 4 else found * 2
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_sizes_for_which_the_export_does_not_hold_are_refused(name: str, tmp_path: Path) -> None:
+    hardware = RUNTIMES[name]
+    if reason := hardware.unavailable():
+        pytest.skip(reason)
+    ids = Port(name="ids", shape=("tokens",), dtype="int64", values=9)
+    signature = Signature(inputs=(ids,), outputs=(Port(name="y", shape=("tokens", 8)),))
+    model = Branch().eval()
+    artifact = hardware.build(model, signature, {"ids": torch.zeros(2, 6, dtype=torch.long)}, tmp_path)
+    for tokens in (4, 32):
+        inputs = {"ids": np.random.default_rng(0).integers(0, 9, (1, tokens))}
+        deployed = hardware.load(artifact, signature=signature, inputs=inputs, threads=1)
+        deployed.bind(inputs)
+        deployed()
+        with torch.no_grad():
+            assert deployed.fetch()["y"] == pytest.approx(model(torch.from_numpy(inputs["ids"])).numpy(), abs=1e-5)
+    for tokens in (3, 33):
+        with pytest.raises(InputError, match=f"'tokens' has size {tokens}; the model was exported for 4 to 32"):
+            hardware.load(artifact, signature=signature, inputs={"ids": np.zeros((1, tokens), np.int64)}, threads=1)
