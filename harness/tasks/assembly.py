@@ -212,8 +212,9 @@ class Assembly:
         return classes.metrics(*(CLASS_FIDELITY if self.scoring.scores else VALUE_FIDELITY))
 
     def finetuning(self) -> Recipe | None:
-        """The recipe that fine-tuning derives from; None without training data or a loss."""
-        if "train" not in self.data or self.scoring.loss is None:
+        """The recipe that fine-tuning derives from; None without training data, a loss or parameters."""
+        trainable = any(value.requires_grad for value in self.model.parameters())
+        if "train" not in self.data or self.scoring.loss is None or not trainable:
             return None
         return self.finetune or self.recipe or finetuning.default(self.model, self._batch_size())
 

@@ -40,6 +40,8 @@ def two(): return Two()
 def images():
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
 
+def training(): return {"train": loaders()["test"]}
+
 def loaders():
     return {"test": [(torch.ones(4, 2), torch.tensor([0, 1, 0, 1]))], "val": [(torch.ones(2, 2), torch.tensor([0, 1]))]}
 """
@@ -280,6 +282,9 @@ def test_an_onnx_file_is_a_model_by_its_bytes(here, linear_onnx):
         with evaluating(network):
             outputs = call(network, batch.inputs, task.signature)
         torch.testing.assert_close(outputs["scores"], model(batch.inputs["pixels"]).detach())
+    trainable, file = (make(model=name, data="ours:training") for name in ("ours:linear", "linear.onnx"))
+    assert trainable.finetuning() is not None
+    assert file.finetuning() is None
     with pytest.raises(InputError, match="'pixels' is bool; the model takes float32"):
         _ = make(model="linear.onnx", data=write_table(here, ".npz", {"x": np.ones((2, 2), bool)})).signature
 
