@@ -199,7 +199,7 @@ def _export(
                 if "not supported for tensor subclasses" not in str(error):
                     raise
                 # NumPy in the forward pass: only the tracer of Python's bytecode knows it.
-                return torch.export.export(module, (values,), dynamic_shapes=(shapes,), strict=True)
+                return torch.export.export(module, (values,), dynamic_shapes=(shapes,), strict=True), {}
     except AssayError as error:
         raise type(error)(f"{title} cannot be exported: {error}") from error
     except Exception as error:  # the model's own code runs here and may raise anything

@@ -262,3 +262,19 @@ def test_names_that_clash_are_kept_apart(given: str, made: str, tmp_path: Path) 
     with torch.no_grad():
         for array, expected in zip(got, model(x), strict=True):
             assert array == pytest.approx(expected.numpy(), abs=1e-5)
+
+
+def test_numpy_in_the_forward_pass_is_traced(tmp_path: Path) -> None:
+    class Through(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.linear(torch.from_numpy(np.tanh(x.detach().numpy())))
+            return y
+
+    model, x = Through().eval(), torch.randn(4, 3)
+    (got,) = ReferenceEvaluator(onnx.load(to_onnx(model, x, tmp_path / "m.onnx"))).run(None, {"input": x.numpy()})
+    with torch.no_grad():
+        assert got == pytest.approx(model(x).numpy(), abs=1e-5)
