@@ -110,7 +110,7 @@ def test_pruned_before_the_first_step_where_it_begins_at_zero() -> None:
 def test_reasons() -> None:
     model = reference("perceptron").model
     assert "needs a task with training data" in str(refusal(Gradual(), model, context(**NOTHING)))
-    assert "made afresh" in str(refusal(Gradual(from_scratch=True), model, context(fresh=None)))
+    assert "trained from scratch" in str(refusal(Gradual(from_scratch=True), model, context(fresh=None)))
     with pytest.raises(Unsupported, match=r"sparsity 0.999 \(layer\) would zero all 320 weights of layer 'fc3'"):
         Gradual(sparsity=0.999).compress(model, context())
     with pytest.raises(Unsupported, match=r"sparsity 0.9996 \(global\) would zero all"):

@@ -212,7 +212,7 @@ def test_rigl_trains_better_than_chance_and_costs_no_dense_momentum() -> None:
 def test_reasons(method: Any) -> None:
     model = reference("perceptron").model
     assert "needs a task with training data" in str(refusal(method, model, context(**NOTHING)))
-    assert "made afresh" in str(refusal(method, model, context(fresh=None)))
+    assert "trained from scratch" in str(refusal(method, model, context(fresh=None)))
     assert "no convolution" in str(refusal(method, nn.ReLU(), context()))
     with pytest.raises(Unsupported, match=r"sparsity 0.9999 \(erk\) would zero all"):
         replace(method, sparsity=0.9999).compress(model, context())
