@@ -67,11 +67,9 @@ def prepare(job: PrepareJob, progress: Progress) -> Prepared:
     progress(0.8, "reference outputs")
     folder, probed = reference(work, model, stored, unquantized)
     if probed["mixing"]:
-        named = ", ".join(mixing_layers(model)[:3])
         work.warnings.append(
-            "The model's outputs for an example depend on the other examples of its batch"
-            + (f" ({named}: BatchNorm without running statistics)" if named else "")
-            + f": scores are those of batches of {probed['batch']}, and other batches give others."
+            f"The model's outputs for an example depend on the other examples of its batch{_using_the_batch(model)}: "
+            f"scores are those of batches of {probed['batch']}, and other batches give others."
         )
     if cell.batch_size == 1 and signature.batch is None:
         _check_single(model, _example(folder, 1), signature)
@@ -180,9 +178,14 @@ def _check_single(model: nn.Module, example: Tensors, signature: Signature) -> N
         raise
     except Exception as error:
         raise Unsupported(
-            f"At batch size 1 the model raised {explanation(error)}; with two examples it did not. "
-            "Set batch_size = 2 or more."
+            f"At batch size 1 the model raised {explanation(error)}; with two examples it did not"
+            f"{_using_the_batch(model)}. Set batch_size = 2 or more."
         ) from error
+
+
+def _using_the_batch(model: nn.Module) -> str:
+    named = ", ".join(mixing_layers(model)[:3])
+    return f" ({named}: BatchNorm without running statistics)" if named else ""
 
 
 def _weights(work: Work, model: nn.Module, stored: Stored) -> dict[str, int | None]:

@@ -102,7 +102,10 @@ def lone_norm() -> nn.Module:
 
 @pytest.mark.parametrize(
     ("model", "message"),
-    [(Squeezing, "At batch size 1 .* use a batch_size that"), (lone_norm, "At batch size 1 .*Set batch_size = 2")],
+    [
+        (Squeezing, "At batch size 1 .* use a batch_size that"),
+        (lone_norm, r"At batch size 1 .*\(4: BatchNorm.*Set batch_size = 2"),
+    ],
 )
 def test_a_lone_example_that_a_model_cannot_take_is_refused_with_the_batch_size(model: Any, message: str) -> None:
     torch.manual_seed(0)
