@@ -71,7 +71,7 @@ def weigh(
     """Run TARGET as it is on every runtime that is here, and print what it weighs; the records are kept.
 
     TARGET is an ONNX file (model.onnx), your own function (module:function, see `assay init`), timm/NAME,
-    torchvision/NAME, a folder of a transformers model, a .pt2 program, or a built-in network.
+    torchvision/NAME, transformers/FOLDER, a .pt2 program, a built-in network, or a packaged task (assay ls tasks).
     """
     from harness import paths, registry
     from harness.cli.running import rows_of, show_outcome
@@ -79,6 +79,12 @@ def weigh(
     from harness.spec import Spec
 
     task: dict[str, Any] = {"model": target}
+    if target in registry.table("task"):
+        if data is not None or metrics or inputs:
+            raise InputError(
+                f"The task {target!r} brings its data, inputs and metrics: leave --data, --metric and --input out."
+            )
+        task = {"name": target}
     if data is not None:
         task["data"] = data
     if metrics:
