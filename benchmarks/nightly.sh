@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The fuzzers for some minutes, then every paper's recipe in its quick form, one after the other, and a summary. Exit code 1
-# if a fuzzer found something or a recipe could not be run.
+# The fuzzers for some minutes, every combination of the contract suite, then every paper's recipe in its quick form, one
+# after the other, and a summary. Exit code 1 if a fuzzer found something, a test failed or a recipe could not be run.
 #
 #   benchmarks/nightly.sh [KEY...]         the papers named, or all of `assay ls papers`
 #
@@ -28,6 +28,9 @@ for kind in records containers locks; do
         || failed=$((failed + 1))
     tail -n 20 "$logs/fuzz-$kind.log"
 done
+echo "== every method on every reference network and runtime"
+python -m pytest -q -m slow "$(dirname "$0")/../tests/contract" >"$logs/contract.log" 2>&1 || failed=$((failed + 1))
+tail -n 3 "$logs/contract.log"
 for key in "${keys[@]}"; do
     echo "== $key"
     begin=$SECONDS
@@ -44,5 +47,5 @@ done
 
 echo
 printf '%s\n' "${lines[@]}"
-echo "${#keys[@]} papers and 3 fuzzers, $failed failed."
+echo "${#keys[@]} papers, 3 fuzzers and the contract suite, $failed failed."
 [ "$failed" -eq 0 ]

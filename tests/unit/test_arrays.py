@@ -14,7 +14,9 @@ from harness.errors import DataError, InputError
 
 def batch(ids, y, width=2):
     ids = np.asarray(ids, np.int64)
-    return {"../../ids": np.repeat(ids[:, None], width, 1), "x": (ids % 9).astype(np.float16)[:, None]}, {"y": np.asarray(y)}
+    return {"../../ids": np.repeat(ids[:, None], width, 1), "x": (ids % 9).astype(np.float16)[:, None]}, {
+        "y": np.asarray(y)
+    }
 
 
 def test_what_is_written_is_read_with_its_types(tmp_path):

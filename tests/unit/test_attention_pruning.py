@@ -449,9 +449,7 @@ def test_quantizing_cross_attention_needs_no_activations() -> None:
             out: Tensor = self.parts["head"](self.parts["cross"](x, x.flip(1), x.flip(1))[0].mean(1))
             return out
 
-    with pytest.raises(
-        Unsupported, match=r"'parts\.cross\.in_proj_weight' are not known \(its queries"
-    ):
+    with pytest.raises(Unsupported, match=r"'parts\.cross\.in_proj_weight' are not known \(its queries"):
         ProductQuantization(centroids=4, calibration=32).compress(Cross(), context())
     quantized = ProductQuantization(centroids=4, activation_aware=False).compress(Cross(), context())
     assert len(quantized.get_parameter("parts.cross.in_proj_weight").reshape(-1, 4).unique(dim=0)) == 4

@@ -15,7 +15,6 @@ from harness.losses import CrossEntropy
 from harness.tasks.image_data import ImageSplit, Labelled
 from harness.training import Recipe, SGDTrainer, evaluate, learning_rate
 
-
 SIGNATURE = Signature(inputs=(Port(name="input", shape=(2,)),), outputs=(Port(name="output", shape=(2,)),))
 ACCURACY = metrics.create("accuracy")
 
