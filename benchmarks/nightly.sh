@@ -29,7 +29,7 @@ for kind in records containers locks; do
     tail -n 20 "$logs/fuzz-$kind.log"
 done
 echo "== every method on every reference network and runtime"
-python -m pytest -q -m slow "$(dirname "$0")/../tests/contract" >"$logs/contract.log" 2>&1 || failed=$((failed + 1))
+python -m pytest -q -m nightly "$(dirname "$0")/../tests/contract" >"$logs/contract.log" 2>&1 || failed=$((failed + 1))
 tail -n 3 "$logs/contract.log"
 for key in "${keys[@]}"; do
     echo "== $key"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,9 @@ def _home(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Tests must never touch the user's own results, nor make the key that marks the user's model files."""
     os.environ["ASSAY_HOME"] = str(tmp_path_factory.mktemp("assay") / "home")
     os.environ["ASSAY_KEY_FILE"] = str(tmp_path_factory.mktemp("assay-key") / "key")
+    # Sweeps take turns through a lock in the temporary folder: those of this process only, where several run the tests.
+    os.environ["TMPDIR"] = str(tmp_path_factory.mktemp("tmp"))
+    tempfile.tempdir = None
 
 
 @pytest.fixture(autouse=True)

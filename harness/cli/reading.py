@@ -266,6 +266,7 @@ def _write(text: str, out: Path | None) -> None:
 # --------------------------------------------------------------------------------------------------------------------
 # assay show, ls runs
 
+
 @click.command()
 @click.argument("run")
 @db_option

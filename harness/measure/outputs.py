@@ -17,9 +17,7 @@ Load = Callable[[Mapping[str, Any]], "Deployed"]
 """Loads the artifact for a batch of these inputs."""
 
 
-def answer(
-    deployed: Deployed, inputs: Arrays, size: int | None = None, phase: str = "forward"
-) -> dict[str, Any]:
+def answer(deployed: Deployed, inputs: Arrays, size: int | None = None, phase: str = "forward") -> dict[str, Any]:
     """Outputs of one batch by name.
 
     Parameters

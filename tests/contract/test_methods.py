@@ -90,7 +90,7 @@ def test_every_method_keeps_the_contract_on_every_network(method_name: str, netw
     assert {(method_name, name): reason for name, reason in coverage.skipped.items()} == gaps
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("network", NAMES)
 def test_with_its_defaults_too_and_on_every_runtime(method_name: str, network: str) -> None:
     coverage = check_method(method_name, networks=[network])
@@ -102,7 +102,7 @@ def test_other_settings_keep_it_too(name: str, parameters: Mapping[str, Any], ne
     check_method(name, parameters, networks=[network], deploy=False)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("network", NAMES)
 @pytest.mark.parametrize(("name", "parameters"), VARIANTS, ids=str)
 def test_all_other_settings_keep_it_too(name: str, parameters: Mapping[str, Any], network: str) -> None:
