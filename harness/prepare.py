@@ -5,6 +5,7 @@ Runs in a worker that has torch; what it leaves on disk is all that the measurin
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,12 +88,7 @@ def prepare(job: PrepareJob, progress: Progress) -> Prepared:
         reasons["score"] = str(missing)
     total, nonzero = counts.parameters(model)
     weights = {key: work.stages[-1][key] for key in WEIGHTS}
-    if weights["container_bytes"] is None:
-        large = f"the weights are larger than measure.weigh_below ({cell.measure['weigh_below']} bytes)"
-        reasons |= {key: large for key in WEIGHTS if weights[key] is None}
-    elif weights["xz_bytes"] is None:
-        large = "the weights are so large that xz and the like would take minutes"
-        reasons |= dict.fromkeys(("zstd_bytes", "xz_bytes", "gzip_bytes"), large)
+    reasons |= _unweighed(model, weights, artifact, cell.measure["weigh_below"])
     return Prepared(
         record={
             "artifact": {key: artifact[key] for key in ("sha256", "size_bytes", "zstd_bytes", "files", "format")},
@@ -161,6 +157,26 @@ def _chain(
     return (original, first), model, current, unquantized
 
 
+_COLUMNS = {"zstd_bytes": "weights_zstd_bytes"}
+"""Sizes of weights whose column has another name, since the artifact has one of theirs."""
+
+
+def _unweighed(
+    model: nn.Module, weights: Mapping[str, int | None], artifact: Mapping[str, Any], limit: int
+) -> dict[str, str]:
+    """Why compressed sizes are missing, by column."""
+    found: dict[str, str] = {}
+    if artifact["zstd_bytes"] is None:
+        found["zstd_bytes"] = f"the artifact is larger than measure.weigh_below ({limit} bytes)"
+    if counts.file_of(model) is not None:
+        why = "the model is a file, whose weights are not taken apart"
+    elif weights["container_bytes"] is None:
+        why = f"the weights are larger than measure.weigh_below ({limit} bytes)"
+    else:
+        why = "the weights are so large that xz and the like would take minutes"
+    return found | {_COLUMNS.get(key, key): why for key in WEIGHTS if weights[key] is None}
+
+
 def _example(folder: Path, size: int) -> Tensors:
     """The first reference examples as tensors."""
     import torch
@@ -190,6 +206,8 @@ def _using_the_batch(model: nn.Module) -> str:
 
 def _weights(work: Work, model: nn.Module, stored: Stored) -> dict[str, int | None]:
     """The model's weights in bytes, plain and compressed; kept beside the model, since coding takes a while."""
+    if counts.file_of(model) is not None:
+        return dict.fromkeys(WEIGHTS)
     plain = plain_bytes(model)
     if plain > work.cell.measure["weigh_below"]:
         return {**dict.fromkeys(WEIGHTS), "plain_bytes": plain}

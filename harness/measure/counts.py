@@ -1,9 +1,11 @@
-"""Parameters, non-zeros and multiply-accumulates of a torch model."""
+"""Parameters, non-zeros and multiply-accumulates of a torch model, or of one that is a file."""
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.calling import call, evaluating, plain_attention
@@ -24,6 +26,17 @@ _LEFT = {
 _CONVOLUTIONS = ("convolution", "_convolution", "mkldnn_convolution")
 
 
+def file_of(model: nn.Module) -> Path | None:
+    """The file that a model is, or None for a module of torch."""
+    artifact = getattr(model, "artifact", None)
+    return artifact if isinstance(artifact, Path) else None
+
+
+def _graph() -> Any:
+    """What reads the graph of a file: the runtimes' package knows the format; the core reaches it by name."""
+    return importlib.import_module("hardware.onnx_signature")
+
+
 def parameters(model: nn.Module) -> tuple[int, int]:
     """Count parameters and those that are not zero.
 
@@ -39,6 +52,9 @@ def parameters(model: nn.Module) -> tuple[int, int]:
 
     from harness.quantized import quantized_parameters
 
+    if (path := file_of(model)) is not None:
+        total, nonzero = _graph().parameters(path)
+        return int(total), int(nonzero)
     tensors: dict[int, Tensor] = {id(p): p for p in model.parameters()}
     tensors |= {id(t): t for t in quantized_parameters(model)}
     total = sum(t.numel() for t in tensors.values())
@@ -64,6 +80,10 @@ def macs(model: nn.Module, inputs: Tensors, signature: Signature) -> int:
     """
     from torch.utils._python_dispatch import TorchDispatchMode
 
+    if (path := file_of(model)) is not None:
+        axes = zip(signature.inputs, (inputs[port.name].shape[1:] for port in signature.inputs), strict=True)
+        sizes = {name: size for port, shape in axes for name, size in zip(port.shape, shape, strict=True)}
+        return int(_graph().macs(path, {name: size for name, size in sizes.items() if isinstance(name, str)}))
     counted = 0
 
     class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -113,3 +113,23 @@ def test_several_inputs_of_several_types_are_given_by_name() -> None:
     said = Signature(inputs=ports, outputs=(Port(name="y", shape=("n", 3)),))
     inputs = {"ids": torch.zeros(2, 7, dtype=torch.long), "mask": torch.ones(2, 7, dtype=torch.bool)}
     assert counts.macs(Tokens(), inputs, said) == 7 * 8 * 3
+
+
+def test_a_model_that_is_a_file_is_counted_from_its_graph(tmp_path):
+    from hardware.onnxruntime_cpu import OnnxRuntime
+    from harness.contracts import Port
+    from harness.measure import counts
+    from harness.tasks import sources
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(1), nn.Linear(8 * 36, 5))
+    with torch.no_grad():
+        model[3].weight[:, :100] = 0
+    signature = Signature(inputs=(Port(name="x", shape=(3, 8, 8)),), outputs=(Port(name="output", shape=(5,)),))
+    example = {"x": torch.randn(2, 3, 8, 8)}
+    path = OnnxRuntime().build(model.eval(), signature, example, tmp_path)
+    file = sources.find(str(path)).make(0).model
+    assert counts.file_of(file) is not None
+    assert counts.parameters(file) == counts.parameters(model)
+    assert counts.macs(file, example, signature) == counts.macs(model, example, signature) > 0
+    assert counts.file_of(model) is None
