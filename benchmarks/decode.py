@@ -1,8 +1,8 @@
 """Decoding by Assay's runtimes against transformers' ``generate()`` and, where it is installed, openvino-genai.
 
-SmolLM2-135M in float32, one thread, a prompt of 128 tokens, 64 tokens generated greedily. Blocks of every variant run in
-random order within each round; a variant's rate is that of the tokens after the first, and ratios are taken round by
-round. All variants must generate equal tokens.
+SmolLM2-135M in float32, one thread, a prompt of 128 tokens, 64 tokens generated greedily. Every variant runs once in each
+round, in random order; its rate is that of the tokens after the first, and ratios are taken round by round. All variants
+must generate equal tokens.
 
     python benchmarks/decode.py [ROUNDS]
 """
@@ -101,8 +101,8 @@ def main() -> None:
     for name, values in rates.items():
         ratios = [value / other for value, other in zip(values, reference, strict=True)]
         print(
-            f"{name:26} {statistics.median(values):6.1f} tokens/s (median of {rounds}), {statistics.median(ratios):.2f} "
-            f"times generate() ({min(ratios):.2f} to {max(ratios):.2f})"
+            f"{name:26} {statistics.median(values):6.1f} tokens/s (median of {rounds}), "
+            f"{statistics.median(ratios):.2f} times generate() ({min(ratios):.2f} to {max(ratios):.2f})"
         )
     print(json.dumps({"cpu": environment.machine()["cpu_model"], **environment.conditions()}))
 
