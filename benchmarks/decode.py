@@ -1,8 +1,8 @@
 """Decoding by Assay's runtimes against transformers' ``generate()`` and, where it is installed, openvino-genai.
 
-SmolLM2-135M in float32, one thread, a prompt of 128 tokens, 64 tokens generated greedily. Every variant runs once in each
-round, in random order; its rate is that of the tokens after the first, and ratios are taken round by round. All variants
-must generate equal tokens.
+SmolLM2-135M in float32, one thread, a prompt of 128 tokens, 64 tokens generated greedily. Every variant runs once in
+each round, in random order; its rate is that of the tokens after the first, and ratios are taken round by round. All
+variants must generate equal tokens.
 
     python benchmarks/decode.py [ROUNDS]
 """
