@@ -127,7 +127,8 @@ def test_the_python_interface(home: Path, monkeypatch: pytest.MonkeyPatch) -> No
     settings = {"min_queries": 100, "min_seconds": 0.01}
     record = harness.run(harness.Spec(task="digits-cnn", measure=settings))
     assert record.status == "ok"
-    assert record.n_correct is not None
+    assert (record.scores[0]["metric"], record.scores[0]["against"]) == ("accuracy", "targets")
+    assert record.scores[0]["value"] > 0.9
     again = harness.run(harness.Spec(task="digits-cnn", measure=settings))
     assert again.run_id == record.run_id
     table = results.runs(home / "assay.duckdb")
