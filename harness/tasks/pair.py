@@ -65,9 +65,13 @@ class Pair(Assembled):
 
     def __post_init__(self) -> None:
         """Refuse texts that name nothing, without making a model or reading data."""
+        from harness import metrics
+
         sources.find(self.source)
         if self.dataset is not None:
             sets.find(self.dataset)
+        for item in _metrics(self.metric):
+            metrics.create(item)
 
     def resolved_parameters(self) -> dict[str, Any]:
         """The parameters as a spec has them; those that are not given are left out."""

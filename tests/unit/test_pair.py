@@ -502,3 +502,18 @@ def test_a_folder_whose_model_is_unknown_or_damaged_is_refused(here, bert):
 def test_registered_and_made_the_same_way():
     assert "pair" in registry.table("task")
     assert make(model="resnet20", data="mnist").resolved_parameters() == {"model": "resnet20", "data": "mnist"}
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        ("acuracy", "Did you mean 'accuracy'"),
+        ({"name": "accuracy", "k": 0}, "k: Input should be greater"),
+        (["accuracy", {"name": "f1", "avrage": "macro"}], "no parameter 'avrage'"),
+        ("os:getcwd", "a module of Python itself"),
+        (3, "A metric is a name"),
+    ],
+)
+def test_a_metric_that_is_none_is_refused_before_anything_is_made(metric, message):
+    with pytest.raises(InputError, match=message):
+        tasks.create("pair", {"model": "resnet20", "data": "mnist", "metric": metric})
