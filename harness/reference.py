@@ -110,6 +110,7 @@ def reference(
         stored.sha256,
         work.data_key,
         count,
+        task.signature,
         task.workload,
         unquantized[1].sha256 if unquantized else None,
     ]
