@@ -110,6 +110,9 @@ class OnnxRuntimeDeployed:
         self._bound = ports.zeros(signature, inputs)
         self._outputs = [port.name for port in signature.outputs]
         self._ort = runtime()
+        # Attributes are let go in the order in which they came: a binding must not outlive the session it points to.
+        self._binding: Any = None
+        self._session: Any = None
         try:
             self._session = self._open(self._options())
         except DataError:
@@ -296,7 +299,8 @@ class OnnxRuntimeDeployed:
 
     def close(self) -> None:
         """Drop the session."""
-        self._binding = self._session = None
+        self._binding = None
+        self._session = None
         self._values, self._past, self._empty = {}, [], []
 
 
